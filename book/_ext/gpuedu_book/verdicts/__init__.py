@@ -1,0 +1,1 @@
+"""Numbers in the verdicts: a module a technique, in it a function a claim."""

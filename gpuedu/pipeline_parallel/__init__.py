@@ -1,0 +1,1 @@
+"""Pipeline parallelism: a model cut by depth, its microbatches streamed through the stages."""

@@ -1,0 +1,153 @@
+"""Processes that run together: started, joined into a group, and ended together when one fails."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from .watch import FAILURE, Watch, run_store
+
+
+class RankFailed(RuntimeError):
+    """A rank failed or died, and so the run ended; the message names the rank."""
+
+
+@contextmanager
+def process_group(device: str = "cpu", timeout_s: float = 600.0) -> Iterator[int]:
+    """Join the processes that torchrun or :func:`launch` started, for as long as the ``with`` lasts.
+
+    Parameters
+    ----------
+    device : str
+        ``"cpu"`` (gloo) or ``"cuda"`` (NCCL for tensors on the GPU, gloo for the rest).
+    timeout_s : float
+        For any one message between ranks, in s.
+
+    Yields
+    ------
+    int
+        This process's rank.
+
+    Raises
+    ------
+    RankFailed
+        If another rank failed or died. A process that hangs in a call then is ended with exit code 1.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device={device!r}: must be 'cpu' or 'cuda'")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    store = run_store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    rank = dist.get_rank()
+    watch = Watch(store, rank, dist.get_world_size())
+    try:
+        yield rank
+    except BaseException as error:
+        cause = watch.cause_of(error)
+        if cause is not None:
+            raise RankFailed(f"rank {rank} ended: {cause}") from None  # what torch says of it adds nothing
+        raise
+    finally:
+        watch.stop()
+        dist.destroy_process_group()
+
+
+def launch(
+    world_size: int, fn: Callable, *args: object, device: str = "cpu", timeout_s: float = 600.0
+) -> list:
+    """Run ``fn(*args)`` in ``world_size`` new processes on this machine, joined into a process group.
+
+    Parameters
+    ----------
+    world_size : int
+        Number of processes.
+    fn : callable
+        A function that the new processes can import: from a module, not from a notebook's cell.
+    *args
+        What ``fn`` is called with; it is pickled.
+    device : str
+        ``"cpu"`` or ``"cuda"``, as in :func:`process_group`.
+    timeout_s : float
+        For the whole run, in s.
+
+    Returns
+    -------
+    list
+        What ``fn`` returned on each rank.
+
+    Raises
+    ------
+    ValueError
+        If ``fn`` cannot be imported by name or ``world_size`` is below 1.
+    RankFailed
+        With the traceback of the rank that failed first; the others are ended.
+    TimeoutError
+        If not all are done after ``timeout_s``; all are ended.
+
+    Notes
+    -----
+    Each process computes with one thread.
+    """
+    if fn.__module__ == "__main__" or "<locals>" in fn.__qualname__:
+        raise ValueError(f"fn={fn.__qualname__}: must be defined in a module that new processes can import")
+    if world_size < 1:
+        raise ValueError(f"world_size={world_size}: must be at least 1")
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = run_store("127.0.0.1", server.port)
+    context = mp.start_processes(
+        _one_rank,
+        args=(world_size, server.port, fn, args, device, timeout_s),
+        nprocs=world_size,
+        join=False,
+        daemon=True,
+        start_method="spawn",
+    )
+    deadline = time.monotonic() + timeout_s
+    try:
+        while not context.join(max(0.0, deadline - time.monotonic())):
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"{world_size} processes were not done after timeout_s={timeout_s}")
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+        raise RankFailed(_first_failure(store, error)) from None
+    finally:
+        for process in context.processes:
+            process.kill()
+            process.join()
+    return [pickle.loads(store.get(f"result/{rank}")) for rank in range(world_size)]
+
+
+def _one_rank(rank, world_size, port, fn, args, device, timeout_s) -> None:
+    """What a process that :func:`launch` started runs: torchrun's environment, then ``fn``."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher hosts the store, not rank 0
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    with process_group(device, timeout_s):
+        result = fn(*args)
+        run_store("127.0.0.1", port).set(f"result/{rank}", pickle.dumps(result))
+
+
+def _first_failure(store: dist.Store, seen: mp.ProcessRaisedException | mp.ProcessExitedException) -> str:
+    """How the first process ended that was seen to, if by a signal; else what the first to fail reported."""
+    if isinstance(seen, mp.ProcessExitedException) and seen.signal_name:
+        return f"rank {seen.error_index} was killed by {seen.signal_name}"
+    if store.check([FAILURE]):
+        return store.get(FAILURE).decode()
+    return f"rank {seen.error_index} failed: {seen}"

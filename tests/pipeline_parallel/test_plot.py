@@ -1,0 +1,131 @@
+"""The Gantt figure shows the timeline, and every control of the explorer does what it says."""
+
+import json
+
+import pytest
+
+from gpuedu.explorer import Choice, Integer, Real
+from gpuedu.pipeline_parallel.cost import peak_activations, timeline
+from gpuedu.pipeline_parallel.plan import interleaved_1f1b, one_f_one_b, zb_h2
+from gpuedu.pipeline_parallel.plot import explorer, gantt
+
+CONTROLS = {control.name: control for control in explorer.controls}
+
+
+def bars(figure):
+    """(rank, letter, microbatch, start, end) of every bar in the lanes."""
+    return sorted(
+        (rank, trace["legendgroup"], microbatch, start, start + length)
+        for trace in figure["data"]
+        if trace["type"] == "bar" and "legendgroup" in trace
+        for rank, microbatch, start, length in zip(
+            trace["y"], trace["customdata"], trace["base"], trace["x"], strict=True
+        )
+    )
+
+
+@pytest.mark.parametrize("schedule", [one_f_one_b(3, 5), interleaved_1f1b(2, 4, 3), zb_h2(4, 9)])
+def test_bars_are_the_timeline(schedule):
+    priced = timeline(schedule, transfer=0.25)
+    expected = sorted(
+        (span.rank, span.action.kind.value, span.action.microbatch, float(span.start), float(span.end))
+        for span in priced.spans
+    )
+    assert bars(gantt(priced)) == expected
+
+
+def test_until_shows_only_what_has_begun():
+    priced = timeline(one_f_one_b(3, 5))
+    assert bars(gantt(priced, until=4)) == [bar for bar in bars(gantt(priced)) if bar[3] <= 4]
+
+
+def test_meter_splits_the_makespan():
+    priced = timeline(zb_h2(4, 9), transfer=0.5)
+    meter = [trace for trace in gantt(priced)["data"] if trace.get("xaxis") == "x2"]
+    assert sum(trace["x"][0] for trace in meter) == pytest.approx(100)
+    assert meter[-1]["x"][0] == pytest.approx(100 * priced.bubble_share)
+
+
+def test_gaps_fill_what_the_bars_leave():
+    priced = timeline(one_f_one_b(4, 6), transfer=0.5)
+    gaps = next(trace for trace in gantt(priced)["data"] if trace.get("name") == "waiting")
+    waiting = sum(gaps["x"][k + 1] - gaps["x"][k] for k in range(0, len(gaps["x"]), 5))
+    assert waiting == pytest.approx(sum(priced.makespan - busy for busy in priced.busy))
+
+
+def test_peaks_are_written_at_their_lanes():
+    schedule = interleaved_1f1b(4, 8, 2)
+    labels = next(trace for trace in gantt(timeline(schedule))["data"] if trace.get("mode") == "text")
+    assert labels["text"] == [f" peak {float(peak):.3g}" for peak in peak_activations(schedule)]
+
+
+def test_text_only_where_it_can_be_read():
+    def written(p, m):
+        return any("customdata" in t and "text" in t for t in gantt(timeline(zb_h2(p, m)))["data"])
+
+    assert written(4, 8)
+    assert not written(16, 64)
+
+
+@pytest.mark.parametrize("preset", explorer.presets, ids=lambda preset: preset.name)
+def test_every_enabled_control_changes_something_and_no_disabled_one_does(preset):
+    values = explorer.values_of(preset)
+    unused = explorer.unused(**values)
+    seen = (explorer.figure(**values), explorer.takeaway(**values))
+    for control in explorer.controls:
+        if isinstance(control, Choice):
+            others = list(control.options)
+        elif isinstance(control, Integer | Real):
+            others = [control.low, control.high]
+        else:
+            others = [0, explorer.steps(**values)]
+        changed = False
+        for other in others:
+            moved = values | {control.name: other}
+            try:
+                changed |= (explorer.figure(**moved), explorer.takeaway(**moved)) != seen
+            except ValueError:
+                changed = True
+        assert changed != (control.name in unused), control.name
+
+
+def test_presets_tell_the_story():
+    """Naive waits most; 1F1B waits as GPipe does and holds less; interleaving and zero-bubble wait less."""
+    shares, peaks = {}, {}
+    for preset in explorer.presets:
+        rows = explorer.table(**explorer.values_of(preset)).rows
+        makespan = max(row[5] for row in rows)
+        busy = sum(row[5] - row[4] for row in rows if row[0] == 0)
+        shares[preset.name] = 1 - busy / makespan
+        held = peak = 0
+        for row in sorted((row for row in rows if row[0] == 0), key=lambda row: row[4]):
+            held += {"F": 1, "I": 0, "B": -1, "W": -1}[row[1]]
+            peak = max(peak, held)
+        peaks[preset.name] = peak
+    assert shares["naive"] == pytest.approx(3 / 4)
+    assert shares["gpipe"] == pytest.approx(3 / 11)
+    assert shares["1f1b"] == pytest.approx(3 / 11)
+    assert shares["interleaved"] == pytest.approx(1.5 / 9.5)
+    assert shares["zero_bubble"] < shares["interleaved"] < shares["1f1b"] < shares["slow_network"]
+    assert peaks["1f1b"] == 4 and peaks["gpipe"] == 8
+
+
+def test_everything_shown_is_json_and_names_its_numbers():
+    for preset in explorer.presets:
+        shown = json.loads(explorer.show_json(explorer.values_of(preset)))
+        assert "**" in shown["takeaway"]
+        assert len(shown["table"]["rows"]) == len(bars(shown["figure"]))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"schedule": "interleaved", "p": 4, "m": 7}, "multiple of"),
+        ({"p": 0}, "p=0: must be from 1 to 16"),
+        ({"schedule": "pipedream"}, "must be one of"),
+        ({"step": 10_000}, "must be from 0 to"),
+    ],
+)
+def test_what_cannot_be_shown_says_why(values, message):
+    with pytest.raises(ValueError, match=message):
+        explorer.show(explorer.defaults | values)
