@@ -79,11 +79,12 @@ def test_its_five_places_exist(slug: str) -> None:
         f"book/{BY_SLUG[slug].docname}.md",
         f"labs/{slug}.ipynb",
         f"gpuedu/{slug}/__init__.py",
-        f"gpuedu/{slug}/plot.py",
         f"tests/{slug}",
         f"benchmarks/{slug}.py",
         f"benchmarks/results/{slug}.json",
     ]
+    modules = [f"gpuedu/{slug}/{part}" for part in ("plan", "cost", "plot", "run")]  # a file or a folder
+    places += [m if (ROOT / m).is_dir() else f"{m}.py" for m in modules]
     assert [place for place in places if not (ROOT / place).exists()] == []
 
 

@@ -1,6 +1,8 @@
 """The Gantt figure shows the timeline, and every control of the explorer does what it says."""
 
 import json
+import math
+from itertools import pairwise
 
 import pytest
 
@@ -8,35 +10,80 @@ from gpuedu.explorer import Choice, Integer, Real
 from gpuedu.pipeline_parallel.cost import peak_activations, timeline
 from gpuedu.pipeline_parallel.plan import interleaved_1f1b, one_f_one_b, zb_h2
 from gpuedu.pipeline_parallel.plot import explorer, gantt
+from gpuedu.pipeline_parallel.plot.gantt import NOMINAL_WIDTH_PX
 
 CONTROLS = {control.name: control for control in explorer.controls}
 
 
 def bars(figure):
-    """(rank, letter, microbatch, start, end) of every bar in the lanes."""
-    return sorted(
-        (rank, trace["legendgroup"], microbatch, start, start + length)
-        for trace in figure["data"]
-        if trace["type"] == "bar" and "legendgroup" in trace
-        for rank, microbatch, start, length in zip(
-            trace["y"], trace["customdata"], trace["base"], trace["x"], strict=True
-        )
-    )
+    """(rank, letter, start, end) of every pass in the lanes, however it is drawn."""
+    found = []
+    for trace in figure["data"]:
+        if "legendgroup" not in trace:
+            continue
+        if trace["type"] == "bar":
+            drawn = zip(trace["y"], trace["base"], trace["x"], strict=True)
+            found += [(y, trace["legendgroup"], x, x + length) for y, x, length in drawn]
+        else:
+            corners = [
+                corner for corner in zip(trace["x"], trace["y"], strict=True) if corner != (None, None)
+            ]
+            for (_, foot), (start, _), (end, _) in zip(
+                corners[0::4], corners[1::4], corners[2::4], strict=True
+            ):
+                found.append((math.floor(foot), trace["legendgroup"], start, end))
+    return sorted(found)
 
 
-@pytest.mark.parametrize("schedule", [one_f_one_b(3, 5), interleaved_1f1b(2, 4, 3), zb_h2(4, 9)])
+@pytest.mark.parametrize(
+    "schedule", [one_f_one_b(3, 5), interleaved_1f1b(2, 4, 3), zb_h2(4, 9), interleaved_1f1b(8, 32, 2)]
+)
 def test_bars_are_the_timeline(schedule):
     priced = timeline(schedule, transfer=0.25)
-    expected = sorted(
-        (span.rank, span.action.kind.value, span.action.microbatch, float(span.start), float(span.end))
-        for span in priced.spans
-    )
+    expected = sorted((s.rank, s.action.kind.value, float(s.start), float(s.end)) for s in priced.spans)
     assert bars(gantt(priced)) == expected
+
+
+def test_numbered_bar_says_what_it_is():
+    priced = timeline(zb_h2(4, 9))
+    told = {
+        (trace["legendgroup"], int(text), *what)
+        for trace in gantt(priced)["data"]
+        if "legendgroup" in trace
+        for text, what in zip(trace["text"], trace["customdata"], strict=True)
+    }
+    assert told == {
+        (s.action.kind.value, s.action.microbatch, s.action.microbatch, s.rank, s.start, s.end - s.start)
+        for s in priced.spans
+    }
+
+
+def test_step_is_a_moment_whatever_order_its_time_was_added_up_in():
+    values = explorer.defaults | {"schedule": "zb_h1", "p": 4, "m": 16}
+    whole = explorer.steps(**values | {"f": 1, "i": 1, "w": 1, "transfer": 0.25})
+    tenths = explorer.steps(**values | {"f": 0.4, "i": 0.4, "w": 0.4, "transfer": 0.1})
+    assert whole == tenths
+
+
+def test_every_part_of_a_plain_bar_answers_the_pointer():
+    priced = timeline(zb_h2(8, 32), forward=4, backward_weight=0.5)
+    answers = {}
+    for trace in gantt(priced)["data"]:
+        if trace.get("mode") == "none" and "customdata" in trace:
+            for x, y, (microbatch, rank, start, length) in zip(
+                trace["x"], trace["y"], trace["customdata"], strict=True
+            ):
+                assert rank - 0.5 < y < rank + 0.1
+                answers.setdefault((rank, microbatch, start, start + length), []).append(x)
+    assert set(answers) == {(s.rank, s.action.microbatch, s.start, s.end) for s in priced.spans}
+    reach = 20 * priced.makespan / NOMINAL_WIDTH_PX  # Plotly's hoverdistance
+    for (*_, start, end), xs in answers.items():
+        assert all(right - left < reach for left, right in pairwise([start, *xs, end]))
 
 
 def test_until_shows_only_what_has_begun():
     priced = timeline(one_f_one_b(3, 5))
-    assert bars(gantt(priced, until=4)) == [bar for bar in bars(gantt(priced)) if bar[3] <= 4]
+    assert bars(gantt(priced, until=4)) == [bar for bar in bars(gantt(priced)) if bar[2] <= 4]
 
 
 def test_meter_splits_the_makespan():

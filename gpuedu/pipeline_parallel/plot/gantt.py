@@ -1,31 +1,16 @@
-"""Pipeline schedules as pictures: the Gantt figure and the schedule explorer.
+"""A priced schedule as a Gantt figure: a plain Plotly dict without a template.
 
-Figures are plain Plotly dicts, without a template: the page or the notebook adds the light or the
-dark one.
+The page or the notebook adds the light or the dark one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
 
-from gpuedu.explorer import Choice, Explorer, Integer, Preset, Real, Step, Table
-from gpuedu.pipeline_parallel.cost import Timeline, memory_over_time, peak_activations, timeline
-from gpuedu.pipeline_parallel.plan import (
-    Action,
-    Kind,
-    Schedule,
-    dualpipe_v,
-    gpipe,
-    interleaved_1f1b,
-    naive,
-    one_f_one_b,
-    validate,
-    zb_auto,
-    zb_h1,
-    zb_h2,
-    zb_v,
-)
+from gpuedu.pipeline_parallel.cost import Timeline, memory_over_time, peak_activations
+from gpuedu.pipeline_parallel.plan import Action, Kind
 from gpuedu.style import COLORS, ink_on, tint, translucent
 
 KIND_STYLE = {  # color, height of the bar in lanes (a second cue beside color), name in the legend
@@ -36,6 +21,8 @@ KIND_STYLE = {  # color, height of the bar in lanes (a second cue beside color),
 }
 NOMINAL_WIDTH_PX = 680  # of the plot area on a laptop; a narrower page hides the text that no longer fits
 TEXT_WIDTH_PX = 8  # of one digit
+HOVER_STEP_PX = 16
+BASELINE = 0.1  # foot of a bar, below the middle of its lane
 GAP_PX, METER_PX, MARGIN_PX = 60, 22, 124
 
 
@@ -99,47 +86,123 @@ def _idle(timeline: Timeline, until: float | None) -> dict:
             right = min(right, now)
             if right > left:
                 xs += [float(left), float(right), float(right), float(left), None]
-                ys += [rank - 0.42, rank - 0.42, rank + 0.1, rank + 0.1, None]
+                ys += [rank - 0.42, rank - 0.42, rank + BASELINE, rank + BASELINE, None]
     return {
-        "type": "scatter", "mode": "lines", "name": "waiting", "x": xs, "y": ys, "line": {"width": 0},
+        "type": "scatter", "mode": "none", "name": "waiting", "x": xs, "y": ys,
         "fill": "toself", "hoverinfo": "skip",
         "fillpattern": {"shape": "/", "size": 7, "solidity": 0.15, "fgcolor": COLORS["waiting"],
                         "bgcolor": "rgba(0,0,0,0)"},
     }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Bars:
+    """The passes of one kind and chunk, as the figure draws them."""
+
+    kind: Kind
+    chunk: int
+    actions: tuple[Action, ...]
+    starts: tuple[float, ...]
+    lengths: tuple[float, ...]
+    fill: str
+    edge: str
+
+
 def _bars(timeline: Timeline, until: float | None) -> Iterator[dict]:
-    """One bar trace for each kind and chunk that occurs, in the order of first use."""
+    """The traces of all passes: numbered bars, or plain ones where no number can be read."""
+    px_per_unit = NOMINAL_WIDTH_PX / float(timeline.makespan)
+    number_px = TEXT_WIDTH_PX * len(str(timeline.schedule.microbatches - 1)) + 4
+    for bars in _groups(timeline, until):
+        if min(bars.lengths) * px_per_unit >= number_px:
+            yield _numbered(bars, timeline)
+        else:
+            yield from _plain(bars, timeline, px_per_unit)
+
+
+def _groups(timeline: Timeline, until: float | None) -> Iterator[_Bars]:
+    """The passes begun by ``until``, by kind and chunk, in the legend's order."""
     schedule = timeline.schedule
     groups: dict[tuple[Kind, int], list[tuple[Action, float, float]]] = {}
     for actions, starts, ends in zip(schedule.actions, timeline.starts, timeline.ends, strict=True):
         for action, start, stop in zip(actions, starts, ends, strict=True):
             if until is None or start <= until:
-                groups.setdefault((action.kind, action.chunk), []).append((action, float(start), float(stop)))
+                groups.setdefault((action.kind, action.chunk), []).append(
+                    (action, float(start), float(stop - start))
+                )
     order = list(KIND_STYLE)
-    px_per_unit = NOMINAL_WIDTH_PX / float(timeline.makespan)
-    for (kind, chunk), bars in sorted(groups.items(), key=lambda g: (order.index(g[0][0]), g[0][1])):
-        color, height, name = KIND_STYLE[kind]
+    for (kind, chunk), passes in sorted(groups.items(), key=lambda g: (order.index(g[0][0]), g[0][1])):
+        color = KIND_STYLE[kind][0]
         fill = tint(color, 0.6 * chunk / (schedule.chunks - 1)) if chunk else color
-        trace = {
-            "type": "bar", "orientation": "h", "legendgroup": kind.value, "showlegend": chunk == 0,
-            "name": name, "y": [a.stage for a, _, _ in bars], "base": [s for _, s, _ in bars],
-            "x": [e - s for _, s, e in bars], "width": height, "offset": 0.1 - height,
-            "marker": {"color": fill,
-                       "line": {"color": color if chunk else "rgba(0,0,0,0.45)", "width": 0.6}},
-            "customdata": [a.microbatch for a, _, _ in bars],
-            "hovertemplate": f"{kind.value}%{{customdata}}"
-            + (f", chunk {chunk}" if schedule.chunks > 1 else "")
-            + ": %{base:.4g} for %{x:.4g}<extra>rank %{y}</extra>",
-        }  # fmt: skip
-        digits = len(str(schedule.microbatches - 1))
-        if min(trace["x"]) * px_per_unit >= TEXT_WIDTH_PX * digits + 4:
-            trace |= {
-                "text": [str(a.microbatch) for a, _, _ in bars], "textposition": "inside",
-                "insidetextanchor": "middle", "textangle": 0, "constraintext": "none",
-                "insidetextfont": {"color": ink_on(fill), "size": 12},
-            }  # fmt: skip
-        yield trace
+        yield _Bars(kind, chunk, *zip(*passes, strict=True), fill, color if chunk else "rgba(0,0,0,0.45)")
+
+
+def _in_legend(bars: _Bars) -> dict:
+    """What the traces of a kind share: all its chunks are one entry in the legend."""
+    return {
+        "name": KIND_STYLE[bars.kind][2], "legendgroup": bars.kind.value, "showlegend": bars.chunk == 0,
+    }  # fmt: skip
+
+
+def _hover(bars: _Bars, timeline: Timeline) -> str:
+    """What the pointer is told; customdata: microbatch, rank, start, length."""
+    chunk = f", chunk {bars.chunk}" if timeline.schedule.chunks > 1 else ""
+    what = f"{bars.kind.value}%{{customdata[0]}}{chunk}"
+    return f"{what}: %{{customdata[2]:.4g}} for %{{customdata[3]:.4g}}<extra>rank %{{customdata[1]}}</extra>"
+
+
+def _numbered(bars: _Bars, timeline: Timeline) -> dict:
+    """One bar a pass, its microbatch's number in it."""
+    height = KIND_STYLE[bars.kind][1]
+    return _in_legend(bars) | {
+        "type": "bar", "orientation": "h",
+        "y": [a.stage for a in bars.actions], "base": bars.starts, "x": bars.lengths,
+        "width": height, "offset": BASELINE - height,
+        "marker": {"color": bars.fill, "line": {"color": bars.edge, "width": 0.6}},
+        "customdata": [
+            (a.microbatch, a.stage, start, length)
+            for a, start, length in zip(bars.actions, bars.starts, bars.lengths, strict=True)
+        ],
+        "hovertemplate": _hover(bars, timeline),
+        "text": [str(a.microbatch) for a in bars.actions], "textposition": "inside",
+        "insidetextanchor": "middle", "textangle": 0, "constraintext": "none",
+        "insidetextfont": {"color": ink_on(bars.fill), "size": 12},
+    }  # fmt: skip
+
+
+def _plain(bars: _Bars, timeline: Timeline, px_per_unit: float) -> Iterator[dict]:
+    """All passes as one area, and points without a mark that say what is under the pointer.
+
+    Elements cost a browser time, points hardly any: a rank's bars are one line, along the foot of the
+    lane from bar to bar.
+    """
+    height = KIND_STYLE[bars.kind][1]
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    points: list[tuple[float, int, int, float, float]] = []
+    rank = bars.actions[0].stage
+    for action, start, length in zip(bars.actions, bars.starts, bars.lengths, strict=True):
+        if action.stage != rank:
+            rank = action.stage
+            xs.append(None)
+            ys.append(None)
+        foot = rank + BASELINE
+        xs += [start, start, start + length, start + length]
+        ys += [foot, foot - height, foot - height, foot]
+        count = ceil(length * px_per_unit / HOVER_STEP_PX)
+        points += [
+            (start + length * (k + 0.5) / count, action.microbatch, rank, start, length) for k in range(count)
+        ]
+    yield _in_legend(bars) | {
+        "type": "scatter", "mode": "lines", "x": xs, "y": ys, "fill": "toself", "fillcolor": bars.fill,
+        "line": {"color": bars.edge, "width": 0.6, "simplify": False}, "hoverinfo": "skip",
+    }  # fmt: skip
+    yield {
+        "type": "scatter", "mode": "none", "showlegend": False,
+        "x": [point[0] for point in points],
+        "y": [point[2] + BASELINE - height / 2 for point in points],
+        "customdata": [point[1:] for point in points], "hoverlabel": {"bgcolor": bars.fill},
+        "hovertemplate": _hover(bars, timeline),
+    }  # fmt: skip
 
 
 def _memory(timeline: Timeline, until: float | None) -> dict:
@@ -176,7 +239,7 @@ def _peaks(timeline: Timeline) -> dict:
     peaks = [float(peak) for peak in peak_activations(timeline.schedule)]
     return {
         "type": "scatter", "mode": "text", "x": [float(timeline.makespan)] * len(peaks),
-        "y": [rank + 0.1 for rank in range(len(peaks))], "text": [f" peak {peak:.3g}" for peak in peaks],
+        "y": [rank + BASELINE for rank in range(len(peaks))], "text": [f" peak {peak:.3g}" for peak in peaks],
         "textposition": "middle right", "textfont": {"color": COLORS["memory_used"], "size": 12},
         "cliponaxis": False, "hoverinfo": "skip", "showlegend": False,
     }  # fmt: skip
@@ -214,130 +277,3 @@ def _meter(timeline: Timeline) -> Iterator[dict]:
             "hovertemplate": f"{name}: {share:.1f} %<extra></extra>",
         }  # fmt: skip
         left += share
-
-
-# The explorer. Its functions take every control by keyword; plans and prices are memoized, so that a
-# step through one costs nothing.
-
-NAMES = {
-    "naive": "Naive",
-    "gpipe": "GPipe",
-    "1f1b": "1F1B",
-    "interleaved": "Interleaved 1F1B",
-    "zb_h1": "ZB-H1",
-    "zb_h2": "ZB-H2",
-    "zb_v": "ZB-V",
-    "dualpipe_v": "DualPipeV",
-    "zb_auto": "Zero-bubble search",
-}
-
-
-@lru_cache(maxsize=64)
-def _plan(schedule, p, m, chunks, memory, f, i, w, transfer) -> Schedule:
-    match schedule:
-        case "interleaved":
-            return interleaved_1f1b(p, m, chunks)
-        case "zb_auto":
-            return zb_auto(p, m, memory, f, i, w, transfer)
-    simple = {"naive": naive, "gpipe": gpipe, "1f1b": one_f_one_b, "zb_h1": zb_h1, "zb_h2": zb_h2}
-    return (simple | {"zb_v": zb_v, "dualpipe_v": dualpipe_v})[schedule](p, m)
-
-
-@lru_cache(maxsize=64)
-def _price(schedule, p, m, chunks, memory, f, i, w, transfer) -> Timeline:
-    # Only the search looks at times; every other plan is one cache entry whatever a pass costs.
-    times = (f, i, w, transfer) if schedule == "zb_auto" else (1, 1, 1, 0)
-    plan = _plan(schedule, p, m, chunks, memory, *times)
-    validate(plan)
-    return timeline(plan, forward=f, backward_input=i, backward_weight=w, transfer=transfer)
-
-
-def explorer_figure(*, step: int | None, **values) -> dict:
-    """The Gantt figure for the explorer's values, up to ``step`` where one is given."""
-    priced = _price(**values)
-    return gantt(priced, until=None if step is None else _moments(priced)[step])
-
-
-def explorer_steps(*, step: int | None, **values) -> int:
-    """The last step: the moments at which something begins, less one."""
-    return len(_moments(_price(**values))) - 1
-
-
-def _moments(priced: Timeline) -> Sequence[float]:
-    return sorted({float(start) for starts in priced.starts for start in starts})
-
-
-def explorer_unused(*, schedule: str, p: int, **_) -> tuple[str, ...]:
-    """Controls that change nothing under these values."""
-    unused = []
-    if schedule != "interleaved":
-        unused.append("chunks")
-    if schedule != "zb_auto":
-        unused.append("memory")
-    if p == 1:
-        unused.append("transfer")
-    return tuple(unused)
-
-
-def explorer_takeaway(*, step: int | None, **values) -> str:
-    """One sentence: the bubble, the memory, and what the network adds."""
-    priced = _price(**values)
-    peaks = peak_activations(priced.schedule)
-    holds = max(peaks)
-    rank = peaks.index(holds)
-    share = 100 * float(priced.bubble_share)
-    text = (
-        f"{NAMES[values['schedule']]}: the busiest GPU waits **{share:.1f} %** of the step, "
-        f"and rank {rank} holds **{_plural(float(holds), 'microbatch', 'microbatches')}**."
-    )
-    if values["transfer"] and values["p"] > 1:
-        added = float(priced.makespan - _price(**values | {"transfer": 0.0}).makespan)
-        text += f" Of its {float(priced.makespan):.4g} units of time, the network adds **{added:.4g}**."
-    return text
-
-
-def _plural(count: float, one: str, many: str) -> str:
-    return f"{count:.3g} {one if count == 1 else many}"
-
-
-def explorer_table(*, step: int | None, **values) -> Table:
-    """Every action drawn: rank, kind, microbatch, chunk, start and end."""
-    priced = _price(**values)
-    rows = (
-        (a.stage, a.kind.value, a.microbatch, a.chunk, round(float(start), 4), round(float(stop), 4))
-        for actions, starts, ends in zip(priced.schedule.actions, priced.starts, priced.ends, strict=True)
-        for a, start, stop in zip(actions, starts, ends, strict=True)
-    )
-    return Table(("rank", "pass", "microbatch", "chunk", "start", "end"), tuple(rows))
-
-
-explorer = Explorer(
-    id="pipeline-schedule",
-    title="The schedule explorer",
-    controls=(
-        Choice("schedule", "Schedule", NAMES, "gpipe"),
-        Integer("p", "Stages p", 1, 16, 4, help="GPUs in the pipeline, one stage each"),
-        Integer("m", "Microbatches m", 1, 64, 8, help="pieces the batch is cut into"),
-        Integer("chunks", "Chunks per stage v", 1, 4, 2, help="model chunks on each GPU; interleaved only"),
-        Real("memory", "Memory limit", 1, 32, 8, 0.5, unit="microbatches",
-             help="activations a rank may hold; zero-bubble search only"),
-        Real("f", "Forward F", 0.25, 4, 1, 0.25, help="time of a forward pass through one stage"),
-        Real("i", "Input gradient I", 0.25, 4, 1, 0.25, help="time of the gradient of a stage's input"),
-        Real("w", "Weight gradient W", 0.25, 4, 1, 0.25, help="time of the gradient of its weights"),
-        Real("transfer", "Transfer per hop", 0, 2, 0, 0.05, help="delay from one stage to the next"),
-        Step("step", "Step through", help="one moment at which something begins"),
-    ),
-    presets=(
-        Preset("naive", "Naive", {"schedule": "naive"}),
-        Preset("gpipe", "GPipe", {"schedule": "gpipe"}),
-        Preset("1f1b", "1F1B", {"schedule": "1f1b"}),
-        Preset("interleaved", "Interleaved", {"schedule": "interleaved", "chunks": 2}),
-        Preset("zero_bubble", "Zero-bubble", {"schedule": "zb_h2"}),
-        Preset("slow_network", "Slow network", {"schedule": "1f1b", "transfer": 0.5}),
-    ),
-    figure=explorer_figure,
-    takeaway=explorer_takeaway,
-    table=explorer_table,
-    steps=explorer_steps,
-    unused=explorer_unused,
-)  # fmt: skip
