@@ -59,10 +59,9 @@ def test_numbered_bar_says_what_it_is():
 
 
 def test_step_is_a_moment_whatever_order_its_time_was_added_up_in():
-    values = explorer.defaults | {"schedule": "zb_h1", "p": 4, "m": 16}
-    whole = explorer.steps(**values | {"f": 1, "i": 1, "w": 1, "transfer": 0.25})
-    tenths = explorer.steps(**values | {"f": 0.4, "i": 0.4, "w": 0.4, "transfer": 0.1})
-    assert whole == tenths
+    sizes = explorer.defaults | {"schedule": "zb_h1", "p": 4, "m": 16}
+    exact = explorer.steps(**sizes | {"f": 20, "i": 20, "w": 20, "transfer": 3})
+    assert explorer.steps(**sizes | {"transfer": 0.15}) == exact
 
 
 def test_every_part_of_a_plain_bar_answers_the_pointer():
