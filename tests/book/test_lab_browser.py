@@ -66,7 +66,14 @@ def lab_url(tmp_path):
     token, port = secrets.token_hex(16), free_port()
     own = {"JUPYTERLAB_SETTINGS_DIR": settings, "JUPYTERLAB_WORKSPACES_DIR": tmp_path / "workspaces"}
     own |= {"JUPYTER_RUNTIME_DIR": tmp_path / "runtime", "JUPYTER_CONFIG_DIR": tmp_path / "config"}
-    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--port-retries=0"]
+    options = [
+        "--no-browser",
+        "--expose-app-in-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--port-retries=0",
+    ]
     options += [f"--ServerApp.root_dir={work}", f"--IdentityProvider.token={token}"]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
@@ -116,30 +123,35 @@ class Widgets:
         """All of them."""
         return {c.name: self.read(c) for c in PIPELINE.controls}
 
-    def bars(self):
-        """How many bars the figure has."""
-        return self.root.locator(".js-plotly-plot .bars .point").count()
+
+def drawn_bars(figure):
+    """How many bars a figure has."""
+    return sum(len(trace["y"]) for trace in figure["data"] if trace["type"] == "bar")
 
 
-def run_all_cells(page):
-    """Ask for it until the first cell has run: JupyterLab drops what comes while a kernel connects."""
-    first = page.locator(".jp-CodeCell .jp-InputPrompt").first
-    for _ in range(5):
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        try:
-            return expect(first).to_have_text(re.compile(r"\[\d+\]"), timeout=30_000)
-        except AssertionError:
-            continue
-    pytest.fail("JupyterLab does not run the first cell")
+# JupyterLab's menu drops what is asked before the kernel is connected, so the application itself is asked
+READY = "window.jupyterapp?.shell.currentWidget?.sessionContext"
+RUN_ALL = """
+() => {
+  const { commands, shell } = window.jupyterapp;
+  const { context, sessionContext } = shell.currentWidget;
+  context.ready
+    .then(() => sessionContext.ready)
+    .then(() => sessionContext.session.kernel.info)
+    .then(() => commands.execute("notebook:run-all-cells"))
+    .then(() => (window.outcome = "ran"), (error) => (window.outcome = `${error}`));
+}
+"""
 
 
 def test_lab_runs_and_its_explorer_follows_a_control(browser, lab_url):
     page = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
     page.goto(lab_url)
+    page.wait_for_function(READY, timeout=RUN_MS)
+    page.evaluate(RUN_ALL)
+    page.wait_for_function("window.outcome", timeout=RUN_MS)
+    assert page.evaluate("window.outcome") == "ran"
     kernel = page.locator(".jp-Notebook-ExecutionIndicator")
-    expect(kernel).to_have_attribute("data-status", "idle", timeout=RUN_MS)
-    run_all_cells(page)
 
     widgets = Widgets(page)
     expect(widgets.root).to_be_visible(timeout=RUN_MS)
@@ -151,14 +163,13 @@ def test_lab_runs_and_its_explorer_follows_a_control(browser, lab_url):
     first = widgets.root.locator(".widget-button", has_text=PIPELINE.presets[0].label)
     expect(first).to_have_class(re.compile("mod-primary"))  # the browser's sliders say what Python said
     microbatches = next(c for c in PIPELINE.controls if c.name == "m")
-    before, bars = widgets.values(), widgets.bars()
+    before = widgets.values()
     widgets.row(microbatches).locator(".noUi-handle").press("ArrowRight")
     after = before | {"m": before["m"] + 1}
     takeaway = PIPELINE.show(after)["takeaway"].replace("**", "")
     expect(widgets.root.get_by_text(takeaway)).to_be_visible(timeout=30_000)
     assert widgets.values() == after
-    figure = PIPELINE.show(after)["figure"]
-    drawn = sum(len(trace["y"]) for trace in figure["data"] if trace["type"] == "bar")
-    expect(widgets.root.locator(".js-plotly-plot .bars .point")).to_have_count(drawn)
-    assert drawn != bars
+    drawn, redrawn = (drawn_bars(PIPELINE.show(values)["figure"]) for values in (before, after))
+    assert drawn != redrawn
+    expect(widgets.root.locator(".js-plotly-plot .bars .point")).to_have_count(redrawn)
     page.context.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,11 +108,11 @@ def launch(
     store = run_store("127.0.0.1", server.port)
     context = mp.start_processes(
         _one_rank,
-        args=(world_size, server.port, fn, args, device, timeout_s),
+        args=(dict(os.environ), world_size, server.port, fn, args, device, timeout_s),
         nprocs=world_size,
         join=False,
         daemon=True,
-        start_method="spawn",
+        start_method=_start_method(),
     )
     deadline = time.monotonic() + timeout_s
     try:
@@ -126,10 +128,19 @@ def launch(
     return [pickle.loads(store.get(f"result/{rank}")) for rank in range(world_size)]
 
 
-def _one_rank(rank, world_size, port, fn, args, device, timeout_s) -> None:
+def _start_method() -> str:
+    """How processes start: where it is safe, from a server that has imported torch once for all."""
+    if sys.platform != "linux":
+        return "spawn"
+    # The first backward pass imports sympy
+    multiprocessing.set_forkserver_preload(["torch", "sympy", __package__])
+    return "forkserver"
+
+
+def _one_rank(rank, environment, world_size, port, fn, args, device, timeout_s) -> None:
     """What a process that :func:`launch` started runs: torchrun's environment, then ``fn``."""
     torch.set_num_threads(1)
-    os.environ |= {
+    os.environ |= environment | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),
