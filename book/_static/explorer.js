@@ -8,7 +8,7 @@
   const python = new ExplorerPython({ worker, pyodide, archive }, () => cards.forEach((card) => card.report()));
 
   const FROM_FILE = location.protocol === "file:";
-  const STARTING = "Starting Python in your browser, once per page, about 7 MB …";
+  const STARTING = `Starting Python in your browser, once per page, about ${page.megabytes} MB …`;
   const SERVE =
     "Opened from a file, the page shows its presets. For every other value, serve its folder (make book, or " +
     "python -m http.server in it): browsers start Python only from a server.";

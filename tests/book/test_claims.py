@@ -156,9 +156,9 @@ def test_ledger_shows_all_or_one_verdict(page) -> None:
     shown = page.locator(".claim:visible")
     assert shown.count() == 60
     for verdict in claims.VERDICTS:
-        page.locator(f"#verdict-{verdict}").click()
+        page.locator(f".verdicts .verdict-{verdict}").click()
         assert shown.count() == sum(claim.verdict == verdict for claim in LEDGER)
-    page.locator("#verdict-all").click()
+    page.locator(".verdicts .verdict-all").click()
     assert shown.count() == 60
 
 

@@ -15,6 +15,7 @@ from toys import line as LINE
 
 import serve
 from gpuedu.style import INK
+from gpuedu_book.assets import python_megabytes
 
 pytestmark = pytest.mark.browser
 
@@ -94,7 +95,7 @@ def test_first_touch_of_a_control_starts_one_worker(browser, site_url, card, tou
         assert page.workers == []
         getattr(bars.number("n"), touch)()
         expect(bars.root).to_have_attribute("data-state", "booting")
-        expect(bars.status).to_contain_text("about 7 MB")
+        expect(bars.status).to_contain_text(f"about {python_megabytes()} MB")
         expect(line.root).to_have_attribute("data-state", "ready")
         getattr(line.number("n"), touch)()
         bars.state("ready")

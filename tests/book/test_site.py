@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import zipfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -137,6 +138,13 @@ def test_every_page_says_what_it_is_built_from(site: Path) -> None:
 def test_archive_of_the_page_is_small(site: Path) -> None:
     (archive,) = (site / "_static").glob("gpuedu-*.zip")
     assert archive.stat().st_size < ARCHIVE_LIMIT_BYTES
+
+
+def test_python_starts_from_byte_code(site: Path) -> None:
+    (library,) = (site / "_static" / "vendor").glob("pyodide-*/python_stdlib.zip")
+    names = set(zipfile.ZipFile(library).namelist())
+    assert {"asyncio/__init__.pyc", "typing.pyc", "tomllib/__init__.py"} <= names
+    assert not {name for name in names if name.endswith(".py") and f"{name}c" in names}
 
 
 def transferred_bytes(site: Path, path: str) -> int:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -86,6 +87,14 @@ def archive() -> bytes:
                 zipfile.ZipInfo(path.as_posix()), (ROOT / path).read_bytes(), zipfile.ZIP_DEFLATED
             )
     return buffer.getvalue()
+
+
+@cache
+def python_megabytes() -> int:
+    """What a page loads to start Python, in MB, as a static host compresses it."""
+    folder = ROOT / "node_modules" / "pyodide"
+    files = [(folder / name).read_bytes() for name in VENDORED["pyodide"]] + [archive()]
+    return round(sum(len(zlib.compress(file)) for file in files) / 1e6)
 
 
 def npm_version(package: str) -> str:
@@ -177,8 +186,9 @@ def configure(app: Sphinx, config) -> None:
     """MathJax comes from the site itself; templates and the explorers learn the addresses."""
     config.mathjax_path = urls()["mathjax"]
     config.html_context["gpuedu_assets"] = urls()
-    # Jupyter Book puts each script in _static on each page; here the module that needs it adds it
+    # Jupyter Book puts each script and style sheet in _static on each page; here the module that needs it adds it
     config.html_js_files = []
+    config.html_css_files = [file for file in config.html_css_files if "explorer.css" not in file]
 
 
 def setup(app: Sphinx) -> None:

@@ -40,6 +40,8 @@ from sphinx.util.nodes import make_refnode
 from gpuedu.explorer import Choice, Control, Explorer, Integer, Real, Switch, load
 from gpuedu.style import template
 
+from .assets import python_megabytes
+
 logger = logging.getLogger(__name__)
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
@@ -255,6 +257,7 @@ def add_scripts(app: Sphinx, pagename: str, templatename: str, context: dict, do
         "worker": f"{WORKER.name}?v={version}",
         "pyodide": urls["pyodide"],
         "archive": urls["archive"],
+        "megabytes": python_megabytes(),
         "templates": {mode: template(mode) for mode in ("light", "dark")},
     }
     context["body"] += f'<script type="application/json" id="explorer-page">{in_script(page)}</script>\n'
