@@ -217,29 +217,33 @@ class Explorer:
             raise ValueError(f"{self.id}: {sorted(wrong)}: must be exactly {names}")
         return {c.name: c.check(values[c.name]) for c in self.controls}
 
-    def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything that a face shows for ``values``: figure, takeaway, steps, unused controls, table."""
+    def show(self, values: Mapping[str, Any], *, table: bool = True) -> dict[str, Any]:
+        """Everything that a face shows for ``values``: figure, takeaway, steps, unused controls, table.
+
+        Without ``table``, that is None: a large one takes as long as the figure.
+        """
         values = self.checked(values)
         steps = self.steps(**values) if self.steps else None
         for c in self.controls:
             if isinstance(c, Step) and values[c.name] is not None and values[c.name] > steps:
                 raise ValueError(f"{c.name}={values[c.name]}: must be from 0 to {steps}")
-        table = self.table(**values)
         return {
             "values": values,
             "figure": self.figure(**values),
             "takeaway": self.takeaway(**values),
             "steps": steps,
             "unused": list(self.unused(**values)) if self.unused else [],
-            "table": {
-                "columns": table.columns,
-                "rows": [[_cell(cell) for cell in row] for row in table.rows],
-            },
+            "table": _written(self.table(**values)) if table else None,
         }
 
-    def show_json(self, values: Mapping[str, Any]) -> str:
+    def show_json(self, values: Mapping[str, Any], *, table: bool = True) -> str:
         """:meth:`show` as JSON, for a page; ValueError for numbers that JSON does not have."""
-        return json.dumps(self.show(values), separators=(",", ":"), allow_nan=False)
+        return json.dumps(self.show(values, table=table), separators=(",", ":"), allow_nan=False)
+
+
+def _written(table: Table) -> dict[str, Any]:
+    """``table`` as text."""
+    return {"columns": table.columns, "rows": [[_cell(cell) for cell in row] for row in table.rows]}
 
 
 def _cell(value: Any) -> str:
@@ -252,9 +256,9 @@ def load(reference: str) -> Explorer:
     return getattr(import_module(module), attribute)
 
 
-def answer(reference: str, values: str) -> str:
+def answer(reference: str, values: str, table: bool) -> str:
     """What the page's worker calls, JSON in and out: what to show, or why these values cannot be."""
     try:
-        return load(reference).show_json(json.loads(values))
+        return load(reference).show_json(json.loads(values), table=table)
     except ValueError as error:
         return json.dumps({"error": str(error)})

@@ -130,10 +130,10 @@ def test_json_says_what_show_says(values):
 
 def test_worker_is_told_why_values_cannot_be_shown():
     values = load(PIPELINE).defaults
-    assert json.loads(answer(PIPELINE, json.dumps(values)))["values"] == values
-    assert "p=0" in json.loads(answer(PIPELINE, json.dumps(values | {"p": 0})))["error"]
+    assert json.loads(answer(PIPELINE, json.dumps(values), False))["values"] == values
+    assert "p=0" in json.loads(answer(PIPELINE, json.dumps(values | {"p": 0}), False))["error"]
     with pytest.raises(AttributeError):  # a bug is not a message to the reader
-        answer(PIPELINE + "s", json.dumps(values))
+        answer(PIPELINE + "s", json.dumps(values), False)
 
 
 def test_figure_that_is_no_json_is_refused():

@@ -209,7 +209,7 @@
         this.message = SERVE;
       } else {
         this.touchesPython = true;
-        python.ask(this, { ticket: this.ticket, values });
+        python.ask(this, { ticket: this.ticket, values, table: this.find(".explorer-data").open });
       }
       this.report();
     }
@@ -254,12 +254,13 @@
     }
 
     tabulate() {
-      if (!this.find(".explorer-data").open) return; // built when somebody looks
-      const { columns, rows } = this.shown.table;
+      if (!this.find(".explorer-data").open) return; // computed and built when somebody looks
+      const { columns, rows } = this.shown.table ?? { columns: [], rows: [] };
       const head = tableRow("th", columns);
       for (const cell of head.cells) cell.scope = "col";
       this.find(".explorer-table thead").replaceChildren(head);
       this.find(".explorer-table tbody").replaceChildren(...rows.map((cells) => tableRow("td", cells)));
+      if (!this.shown.table) this.want(this.wanted, this.byReader);
     }
 
     // ---- from values to controls ----
@@ -327,6 +328,7 @@
       if (this.wanted[this.step] === null) return this.pause();
       const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
       const pace = calm ? 1500 : Math.min(Math.max(12000 / this.shown.steps, 80), 600);
+      clearTimeout(this.timer);
       this.timer = setTimeout(() => this.goTo(this.position() + 1), pace);
     }
 

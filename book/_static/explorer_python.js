@@ -4,7 +4,7 @@
 class ExplorerPython {
   state = "off"; // off, booting, ready or failed
   reason = ""; // why it failed
-  waiting = new Map(); // card -> {ticket, values}
+  waiting = new Map(); // card -> {ticket, values, table}
   asked = null; // the card whose question is being answered
 
   // urls: of the worker, of Pyodide's folder and of the package's archive; report: called when the state changes
@@ -38,10 +38,10 @@ class ExplorerPython {
 
   next() {
     if (this.state !== "ready" || this.asked || !this.waiting.size) return;
-    const [card, { ticket, values }] = this.waiting.entries().next().value;
+    const [card, { ticket, values, table }] = this.waiting.entries().next().value;
     this.waiting.delete(card);
     this.asked = card;
-    this.worker.postMessage({ ticket, reference: card.reference, values: JSON.stringify(values) });
+    this.worker.postMessage({ ticket, reference: card.reference, values: JSON.stringify(values), table });
   }
 
   hear({ ready, ticket, answer, failed }) {

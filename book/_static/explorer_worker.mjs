@@ -1,5 +1,5 @@
 // Runs gpuedu in WebAssembly, apart from the page: one worker for all explorers of a page.
-// In: {boot: {pyodide, archive}}, then {ticket, reference, values}. Out: {ready}, {ticket, answer} or {failed}.
+// In: {boot: {pyodide, archive}}, then {ticket, reference, values, table}. Out: {ready}, {ticket, answer} or {failed}.
 
 let answer; // gpuedu.explorer.answer: JSON in, JSON out
 
@@ -28,10 +28,10 @@ function errorOnConsole() {
 
 const lastLine = (error) => String(error.message ?? error).trim().split("\n").at(-1);
 
-self.onmessage = async ({ data: { boot: urls, ticket, reference, values } }) => {
+self.onmessage = async ({ data: { boot: urls, ticket, reference, values, table } }) => {
   try {
     if (urls) await boot(urls);
-    self.postMessage(urls ? { ready: true } : { ticket, answer: answer(reference, values) });
+    self.postMessage(urls ? { ready: true } : { ticket, answer: answer(reference, values, table) });
   } catch (error) {
     self.postMessage({ failed: lastLine(error) });
   }

@@ -186,7 +186,7 @@ def configure(app: Sphinx, config) -> None:
     """MathJax comes from the site itself; templates and the explorers learn the addresses."""
     config.mathjax_path = urls()["mathjax"]
     config.html_context["gpuedu_assets"] = urls()
-    # Jupyter Book puts each script and style sheet in _static on each page; here the module that needs it adds it
+    # Jupyter Book puts all of _static on each page; here the module that needs a file adds it
     config.html_js_files = []
     config.html_css_files = [file for file in config.html_css_files if "explorer.css" not in file]
 

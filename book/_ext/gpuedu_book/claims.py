@@ -200,7 +200,9 @@ class Verdicts(SphinxDirective):
         links = [self._link("all", "", len(IDS), "claims")]
         links += [self._link(name, mark, count[name], says) for name, (mark, says) in VERDICTS.items()]
         # What a link leads to stands before the claims, so that the style sheet can hide those that follow
-        targets = [element("span", id=f"verdict-{name}", class_="verdict-target") for name in ("all", *VERDICTS)]
+        targets = [
+            element("span", id=f"verdict-{name}", class_="verdict-target") for name in ("all", *VERDICTS)
+        ]
         return [*targets, element("nav", *links, class_="verdicts", aria_label="Claims by verdict")]
 
     def _link(self, verdict: str, mark: str, count: int, says: str) -> nodes.Node:

@@ -41,13 +41,17 @@ NAMES = {
 
 @lru_cache(maxsize=64)
 def _plan(schedule, p, m, chunks, memory, f, i, w, transfer) -> Schedule:
+    simple = {"naive": naive, "gpipe": gpipe, "1f1b": one_f_one_b, "zb_h1": zb_h1, "zb_h2": zb_h2}
+    simple |= {"zb_v": zb_v, "dualpipe_v": dualpipe_v}
     match schedule:
         case "interleaved":
-            return interleaved_1f1b(p, m, chunks)
+            plan = interleaved_1f1b(p, m, chunks)
         case "zb_auto":
-            return zb_auto(p, m, memory, f, i, w, transfer)
-    simple = {"naive": naive, "gpipe": gpipe, "1f1b": one_f_one_b, "zb_h1": zb_h1, "zb_h2": zb_h2}
-    return (simple | {"zb_v": zb_v, "dualpipe_v": dualpipe_v})[schedule](p, m)
+            plan = zb_auto(p, m, memory, f, i, w, transfer)
+        case _:
+            plan = simple[schedule](p, m)
+    validate(plan)
+    return plan
 
 
 @lru_cache(maxsize=64)
@@ -55,7 +59,6 @@ def _price(schedule, p, m, chunks, memory, f, i, w, transfer) -> Timeline:
     # Only the search looks at times; every other plan is one cache entry whatever a pass costs.
     times = (f, i, w, transfer) if schedule == "zb_auto" else (1, 1, 1, 0)
     plan = _plan(schedule, p, m, chunks, memory, *times)
-    validate(plan)
     return timeline(plan, forward=f, backward_input=i, backward_weight=w, transfer=transfer)
 
 
