@@ -52,13 +52,22 @@ class Handler(SimpleHTTPRequestHandler):
         """Say nothing for each request."""
 
 
-def server(site: Path = SITE, port: int = 0) -> ThreadingHTTPServer:
+class Server(ThreadingHTTPServer):
+    """Takes it calmly when a browser leaves in the middle of an answer."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Report what is wrong with the server, not that the browser has gone."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def server(site: Path = SITE, port: int = 0) -> Server:
     """A server of ``site`` on the loopback address; on any free port if ``port`` is 0 or taken."""
     handler = partial(Handler, directory=str(site))
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), handler)
+        return Server(("127.0.0.1", port), handler)
     except OSError:
-        return ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        return Server(("127.0.0.1", 0), handler)
 
 
 def main() -> int:

@@ -157,7 +157,7 @@
       input.addEventListener("change", () => {
         if (control.kind === "choice") move(input.value);
         else if (control.kind === "switch") move(input.checked);
-        else if (input.value === "") this.syncControls(); // emptied: the value stays
+        else if (input.value === "") move(this.shown.values[control.name]); // emptied: the last one that works
         else move(input.valueAsNumber);
       });
       slider?.addEventListener("input", () => move(valueAt(control, slider.valueAsNumber)));
@@ -290,7 +290,8 @@
       if (!this.step) return;
       const { steps } = this.shown;
       const [slider] = this.inputs({ name: this.step });
-      const text = this.wanted[this.step] === null ? `all ${steps} steps` : `step ${this.position()} of ${steps}`;
+      const all = steps === 1 ? "the only step" : `all ${steps} steps`;
+      const text = this.wanted[this.step] === null ? all : `step ${this.position()} of ${steps}`;
       slider.max = steps;
       setSlider(slider, this.position(), text);
       setText(this.find(".explorer-position"), text);

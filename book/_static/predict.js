@@ -14,19 +14,23 @@ function compare(guess, answer, unit) {
   const ratio = guess / answer;
   if (ratio >= 2) return `You said ${written}: ${format(ratio)} times too high.`;
   if (ratio > 0 && ratio <= 0.5) return `You said ${written}: ${format(1 / ratio)} times too low.`;
-  return `You said ${written}: ${side} by ${format(relative * 100)}\u00a0%.`;
+  // Percent of percent would be read as a difference of the two
+  const by = unit === "%" ? `${error.toFixed(1)} percentage points` : `${Math.round(relative * 100)}\u00a0%`;
+  return `You said ${written}: ${side} by ${by}.`;
 }
 
 for (const box of document.querySelectorAll(".predict")) {
   const guess = box.querySelector(".predict-guess");
   const input = guess.querySelector("input");
+  const missing = guess.querySelector(".predict-missing");
   const reveal = box.querySelector(".predict-reveal");
   const answer = box.querySelector(".predict-answer");
   const verdict = box.querySelector(".predict-verdict");
 
   const commit = () => {
     const number = input.valueAsNumber;
-    if (Number.isNaN(number)) return input.focus();
+    missing.textContent = Number.isNaN(number) ? "Enter a number first." : "";
+    if (missing.textContent) return input.focus();
     verdict.textContent = compare(number, parseFloat(answer.textContent.replace(/,/g, "")), answer.dataset.unit);
     verdict.parentElement.hidden = false;
     reveal.open = true;
@@ -35,4 +39,14 @@ for (const box of document.querySelectorAll(".predict")) {
   input.addEventListener("keydown", (event) => event.key === "Enter" && commit());
   reveal.querySelector("summary").textContent = "Show the answer without a guess";
   guess.hidden = false;
+
+  // Paper cannot be opened
+  let opened = false;
+  addEventListener("beforeprint", () => {
+    opened = !reveal.open;
+    reveal.open = true;
+  });
+  addEventListener("afterprint", () => {
+    if (opened) reveal.open = false;
+  });
 }

@@ -159,6 +159,10 @@ def test_wrong_value_is_explained_and_the_figure_stays(bars):
     expect(bars.get_by_role("button", name="Try again")).to_be_hidden()
     bars.enter("n", 100)
     expect(bars.alert).to_contain_text("n=100: must be from 1 to 64")
+    bars.enter("n", "")  # emptied: the last value that works comes back
+    expect(bars.number("n")).to_have_value(str(BARS.defaults["n"]))
+    bars.state("ready")
+    bars.shows()
     bars.enter("n", 30)
     bars.shows(n=30)
     bars.state("ready")
@@ -230,6 +234,12 @@ def test_steps_by_button_slider_and_key(bars):
     bars.enter("n", 20)  # the position stays, the way is longer
     bars.shows(n=20, step=7)
     expect(position).to_have_text("step 7 of 20")
+
+
+def test_one_step_is_not_said_to_be_many(bars):
+    bars.enter("n", 1)
+    bars.shows(n=1)
+    expect(bars.locator(".explorer-position")).to_have_text("the only step")
 
 
 def test_play_runs_to_the_end_and_can_be_paused(bars):

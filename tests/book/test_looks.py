@@ -13,7 +13,7 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from gpuedu.style import COLORS, GRID, INK, PAPER
+from gpuedu.style import COLORS, GRID, INK, PAPER, contrast
 from gpuedu_book import benchmarks, chapter, cluster_map, palette
 from gpuedu_book.techniques import TECHNIQUES
 
@@ -205,12 +205,139 @@ def test_paper_is_light(page: Page) -> None:
     assert colors == wanted
 
 
-QUESTION = "training/pipeline_parallel.html"
+CHAPTER = "training/pipeline_parallel.html"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_skip_link_can_be_read(page: Page, mode: str) -> None:
+    choose(page, mode)
+    page.goto("index.html")
+    page.keyboard.press("Tab")
+    link = page.locator(":focus")
+    expect(link).to_have_text("Skip to main content")
+    seen = link.evaluate("a => [a, a.parentElement].map(e => getComputedStyle(e))"
+                         ".map((s, i) => i ? s.backgroundColor : s.color)")  # fmt: skip
+    ink, paper = ("#{:02x}{:02x}{:02x}".format(*map(int, re.findall(r"\d+", color)[:3])) for color in seen)
+    assert contrast(ink, paper) >= 4.5
+
+
+@pytest.mark.browser
+def test_header_hides_what_scrolls_under_it(page: Page) -> None:
+    page.goto(CHAPTER)
+    assert page.locator(".bd-header-article").evaluate("e => getComputedStyle(e).backgroundColor") == (
+        "rgb({}, {}, {})".format(*bytes.fromhex(PAPER["light"][1:]))
+    )
+
+
+def boxes(page: Page, selector: str) -> list[dict]:
+    """Where the elements are that one can see."""
+    found = [element.bounding_box() for element in page.locator(selector).all()]
+    return [box for box in found if box]
+
+
+def overlap(a: dict, b: dict) -> bool:
+    """By more than the line of a text is higher than its letters."""
+    axes = (("x", "width"), ("y", "height"))
+    return all(a[at] + 2 < b[at] + b[size] and b[at] + 2 < a[at] + a[size] for at, size in axes)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [400, 1000, 1440])
+def test_no_marker_of_the_map_covers_a_word(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto("index.html", wait_until="networkidle")
+    words = boxes(page, ".map .map-label")
+    markers = boxes(page, ".map .map-marker circle")
+    assert len(markers) == len(TECHNIQUES)
+    assert not [(word, marker) for word in words for marker in markers if overlap(word, marker)]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [400, 800, 1200, 1280, 1440])
+def test_map_in_a_chapter_head_can_be_seen(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(CHAPTER)
+    text, spot = boxes(page, ".chapter-head > *:not(.chapter-place)")[0], boxes(page, ".chapter-spot svg")[0]
+    assert spot["width"] >= 160 and text["width"] >= 300
+
+
+@pytest.mark.browser
+def test_legend_is_clear_of_the_lanes(page: Page) -> None:
+    """On a page that has just come, after a preset that names more kinds, and at another width."""
+    above = """figure => {
+      const bottom = figure.querySelector("g.legend .bg").getBoundingClientRect().bottom;
+      return figure.querySelector(".nsewdrag[data-subplot=xy]").getBoundingClientRect().top - bottom;
+    }"""
+    figure = page.locator(".explorer-figure")
+    for width in (540, 620, 700, 800, 1200, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto("about:blank")
+        page.goto(CHAPTER)
+        expect(page.locator(".explorer")).to_have_attribute("data-values", re.compile("{"))
+        assert 480 <= figure.evaluate("e => e.clientWidth") <= 820
+        gaps = [figure.evaluate(above)]
+        page.locator(".explorer-preset", has_text="Zero-bubble").click()
+        gaps.append(figure.evaluate(above))
+        page.set_viewport_size({"width": 1440, "height": 900})
+        expect(figure.locator(".main-svg").first).to_have_attribute("width", re.compile("8.."))
+        gaps.append(figure.evaluate(above))
+        assert all(0 < gap < 20 for gap in gaps), f"{width} px: {gaps}"
+        assert boxes(page, "g.legend .bg")[0]["x"] < figure.bounding_box()["x"] + 80
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1200, 1280, 1440])
+def test_program_text_of_85_columns_fits(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(CHAPTER)
+    cut = page.locator("div.highlight pre").evaluate_all(
+        """all => all.filter(pre => pre.scrollWidth > pre.clientWidth).map(pre => pre.textContent)"""
+    )
+    assert all(max(map(len, text.splitlines())) > 85 for text in cut)
+
+
+@pytest.mark.browser
+def test_narrow_page_keeps_titles_tables_and_output_whole(page: Page) -> None:
+    page.set_viewport_size({"width": 400, "height": 900})
+    page.goto(CHAPTER, wait_until="networkidle")
+    titles = page.locator(".solution .admonition-title").evaluate_all(
+        """all => all.map(title => {
+          const words = document.createRange();
+          words.selectNodeContents(title);
+          words.setEndBefore(title.querySelector("button"));
+          const left = title.querySelector("button").getBoundingClientRect().left;
+          return Math.max(...[...words.getClientRects()].map(r => r.width && r.right)) - left;
+        })"""
+    )
+    assert titles and max(titles) <= 0
+    assert page.locator("div.cell_output pre").evaluate_all(
+        "all => all.every(pre => pre.scrollWidth <= pre.clientWidth)"
+    )
+
+
+@pytest.mark.browser
+def test_paper_shows_answers_and_whole_lines(page: Page) -> None:
+    page.goto(CHAPTER)
+    reveals = page.locator(".predict-reveal")
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert reveals.evaluate_all("all => all.every(reveal => reveal.open)")
+    assert not boxes(page, "#jb-print-toc, .bd-sidebar-secondary, .predict-guess")
+    code = page.locator("div.highlight pre, div.highlight, [class*=highlight-]:has(> div.highlight)")
+    styles = code.evaluate_all("all => all.map(getComputedStyle).map(s => s.breakInside)")
+    assert set(styles) == {"auto"}
+    spaces = page.locator("div.highlight pre").evaluate_all(
+        "all => all.map(pre => getComputedStyle(pre).whiteSpace)"
+    )
+    assert set(spaces) == {"pre-wrap"}
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not reveals.evaluate_all("all => all.some(reveal => reveal.open)")
 
 
 @pytest.mark.browser
 def test_reader_predicts_then_sees(page: Page) -> None:
-    page.goto(QUESTION)
+    page.goto(CHAPTER)
     box = page.locator(".predict").first
     answer = float(box.locator(".predict-answer").text_content())
     reveal = box.locator("details")
@@ -219,21 +346,29 @@ def test_reader_predicts_then_sees(page: Page) -> None:
 
     box.get_by_role("button").click()  # nothing is committed yet
     expect(field).to_be_focused()
+    missing = box.locator(".predict-missing")
+    expect(missing).to_have_text("Enter a number first.")
     expect(reveal).not_to_have_attribute("open", "")
 
-    verdicts = {3 * answer: "3 times too high", answer / 4: "4 times too low", answer: "right"}
+    verdicts = {
+        3 * answer: "3 times too high",
+        answer / 4: "4 times too low",
+        1.4 * answer: f"too high by {0.4 * answer:.1f} percentage points.",
+        answer: "right",
+    }
     for guess, verdict in verdicts.items():
         field.fill(f"{guess}")
         field.press("Enter")
         expect(reveal).to_have_attribute("open", "")
         expect(box.locator(".predict-verdict")).to_contain_text(verdict)
+        expect(missing).to_be_empty()
 
 
 @pytest.mark.browser
 def test_answer_is_there_without_javascript(browser, site_url: str) -> None:
     with browser.new_context(java_script_enabled=False, base_url=site_url) as context:
         page = context.new_page()
-        page.goto(QUESTION)
+        page.goto(CHAPTER)
         box = page.locator(".predict").first
         expect(box.locator(".predict-guess")).to_be_hidden()
         box.locator("summary").click()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import time
 from typing import NamedTuple
 
 import torch
@@ -213,19 +210,3 @@ def on_two(microbatches: list[int], seeds: int) -> tuple[int, float, int]:
 
 def on_four(microbatches, seeds, unit_s, delay_units, tolerance) -> tuple[int, list[Slept]]:
     return check_all(microbatches, seeds), sleep_all(unit_s, delay_units, tolerance)
-
-
-def fail_on_rank_1() -> None:
-    if dist.get_rank() == 1:
-        raise ArithmeticError("the reactor of rank 1 is leaking")
-    dist.barrier()
-
-
-def die_on_rank_1() -> None:
-    if dist.get_rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    dist.barrier()
-
-
-def dawdle() -> None:
-    time.sleep(60)

@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 
 from gpuedu.explorer import Choice, Integer, Real
-from gpuedu.pipeline_parallel.cost import peak_activations, timeline
+from gpuedu.pipeline_parallel.cost import memory_over_time, peak_activations, timeline
 from gpuedu.pipeline_parallel.plan import interleaved_1f1b, one_f_one_b, zb_h2
 from gpuedu.pipeline_parallel.plot import explorer, gantt
-from gpuedu.pipeline_parallel.plot.gantt import NOMINAL_WIDTH_PX
+from gpuedu.pipeline_parallel.plot.gantt import HOVER_PX, HOVER_STEP_PX, KIND_STYLE, NOMINAL_WIDTH_PX
 
 CONTROLS = {control.name: control for control in explorer.controls}
 
@@ -19,7 +19,7 @@ def bars(figure):
     """(rank, letter, start, end) of every pass in the lanes, however it is drawn."""
     found = []
     for trace in figure["data"]:
-        if "legendgroup" not in trace:
+        if "legendgroup" not in trace or trace["x"] == [None]:  # an entry of the legend alone
             continue
         if trace["type"] == "bar":
             drawn = zip(trace["y"], trace["base"], trace["x"], strict=True)
@@ -33,6 +33,11 @@ def bars(figure):
             ):
                 found.append((math.floor(foot), trace["legendgroup"], start, end))
     return sorted(found)
+
+
+def rounded(passes):
+    """Without the last digits, which adding a cut length changes."""
+    return [(*what, round(end, 9)) for *what, end in passes]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +54,7 @@ def test_numbered_bar_says_what_it_is():
     told = {
         (trace["legendgroup"], int(text), *what)
         for trace in gantt(priced)["data"]
-        if "legendgroup" in trace
+        if "text" in trace and "legendgroup" in trace
         for text, what in zip(trace["text"], trace["customdata"], strict=True)
     }
     assert told == {
@@ -64,25 +69,74 @@ def test_step_is_a_moment_whatever_order_its_time_was_added_up_in():
     assert explorer.steps(**sizes | {"transfer": 0.15}) == exact
 
 
-def test_every_part_of_a_plain_bar_answers_the_pointer():
-    priced = timeline(zb_h2(8, 32), forward=4, backward_weight=0.5)
-    answers = {}
-    for trace in gantt(priced)["data"]:
-        if trace.get("mode") == "none" and "customdata" in trace:
-            for x, y, (microbatch, rank, start, length) in zip(
-                trace["x"], trace["y"], trace["customdata"], strict=True
-            ):
-                assert rank - 0.5 < y < rank + 0.1
-                answers.setdefault((rank, microbatch, start, start + length), []).append(x)
-    assert set(answers) == {(s.rank, s.action.microbatch, s.start, s.end) for s in priced.spans}
-    reach = 20 * priced.makespan / NOMINAL_WIDTH_PX  # Plotly's hoverdistance
-    for (*_, start, end), xs in answers.items():
-        assert all(right - left < reach for left, right in pairwise([start, *xs, end]))
+def answers(figure, told):
+    """The points that answer the pointer, by what they tell; ``told``: how many things that are."""
+    found = {}
+    for trace in figure["data"]:
+        if trace.get("mode") == "none" and "customdata" in trace and len(trace["customdata"][0]) == told:
+            for x, y, what in zip(trace["x"], trace["y"], trace["customdata"], strict=True):
+                found.setdefault((*what, trace["hovertemplate"][0]), []).append((x, y))
+    return found
 
 
-def test_until_shows_only_what_has_begun():
-    priced = timeline(one_f_one_b(3, 5))
-    assert bars(gantt(priced, until=4)) == [bar for bar in bars(gantt(priced)) if bar[2] <= 4]
+@pytest.mark.parametrize("schedule", [zb_h2(8, 32), one_f_one_b(4, 64)], ids=["many ranks", "tall lanes"])
+def test_every_part_of_a_plain_bar_answers_the_pointer(schedule):
+    priced = timeline(schedule, forward=4, backward_weight=0.5)
+    figure = gantt(priced)
+    found = answers(figure, 4)
+    assert {(rank, number, start, start + length) for number, rank, start, length, _ in found} == {
+        (s.rank, s.action.microbatch, s.start, s.end) for s in priced.spans
+    }
+    px = NOMINAL_WIDTH_PX / priced.makespan
+    bottom, top = figure["layout"]["yaxis"]["domain"]
+    margin = figure["layout"]["margin"]
+    lane_px = (figure["layout"]["height"] - margin["t"] - margin["b"]) * (top - bottom) / schedule.stages
+    heights = {kind.value: height for kind, (_, height, _) in KIND_STYLE.items()}
+    for (_, rank, start, length, kind), points in found.items():
+        corners = [(x, rank + y) for x in (start, start + length) for y in (0.1, 0.1 - heights[kind])]
+        for x, y in corners:  # the parts of a bar that are farthest from what answers in it
+            assert min(math.hypot((x - a) * px, (y - b) * lane_px) for a, b in points) <= HOVER_PX
+        columns = sorted({x for x, _ in points})
+        assert all((b - a) * px <= HOVER_STEP_PX + 1e-9 for a, b in pairwise(columns))
+    assert figure["layout"]["hoverdistance"] == HOVER_PX
+
+
+def test_memory_tells_its_numbers():
+    priced = timeline(interleaved_1f1b(4, 8, 2))
+    found = answers(gantt(priced), 2)
+    for rank, curve in enumerate(memory_over_time(priced)):
+        for (since, held), (to, _) in pairwise(curve):
+            inside = [x for x, _ in found.get((held, rank, "m"), []) if since < x < to]
+            assert inside or held == 0
+    assert max(held for held, *_ in found) == max(peak_activations(priced.schedule))
+
+
+@pytest.mark.parametrize("schedule", [one_f_one_b(3, 5), zb_h2(8, 32)], ids=["numbered", "plain"])
+def test_until_shows_what_has_happened_and_cuts_what_runs(schedule):
+    priced = timeline(schedule, backward_input=2)
+    for until in (4, 4.5):
+        figure = gantt(priced, until=until)
+        expected = [(*bar[:3], min(bar[3], until)) for bar in bars(gantt(priced)) if bar[2] < until]
+        assert rounded(bars(figure)) == rounded(expected)
+        memory = next(trace for trace in figure["data"] if trace.get("name") == "activations held")
+        assert max(x for x in memory["x"] if x is not None) == until
+        assert {what for what in answers(figure, 4)} <= {what for what in answers(gantt(priced), 4)}
+
+
+def test_step_shows_what_begins_with_it():
+    values = explorer.defaults | {"schedule": "1f1b", "transfer": 0.15}
+    seen = [len(bars(explorer.figure(**values | {"step": k}))) for k in range(explorer.steps(**values) + 1)]
+    assert seen[0] == 1 and all(few < more for few, more in pairwise(seen))
+    last = explorer.figure(**values | {"step": explorer.steps(**values)})
+    assert rounded(bars(last)) == rounded(bars(explorer.figure(**values)))
+
+
+def test_legend_has_one_square_a_kind_however_its_passes_are_drawn():
+    for size in ((4, 8), (8, 64)):
+        figure = gantt(timeline(zb_h2(*size)))
+        keys = [t for t in figure["data"] if "legendgroup" in t and t["showlegend"]]
+        assert [t["type"] for t in keys] == ["bar"] * 3
+        assert len({t["marker"]["line"]["color"] for t in keys}) == 1
 
 
 def test_meter_splits_the_makespan():

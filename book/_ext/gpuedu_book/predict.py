@@ -30,6 +30,7 @@ GUESS = """\
   <input type="number" inputmode="decimal" step="any" id="{name}" autocomplete="off">
   <span class="predict-unit">{unit}</span>
   <button type="button">Commit</button>
+  <span class="predict-missing" role="status"></span>
 </div>
 """
 

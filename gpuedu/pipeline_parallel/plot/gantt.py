@@ -21,9 +21,10 @@ KIND_STYLE = {  # color, height of the bar in lanes (a second cue beside color),
 }
 NOMINAL_WIDTH_PX = 680  # of the plot area on a laptop; a narrower page hides the text that no longer fits
 TEXT_WIDTH_PX = 8  # of one digit
-HOVER_STEP_PX = 16
+HOVER_PX = 10  # how far from a point that answers the pointer Plotly looks for one
+HOVER_STEP_PX = 14  # between such points, so that the pointer is within reach of one all over a bar
 BASELINE = 0.1  # foot of a bar, below the middle of its lane
-GAP_PX, METER_PX, MARGIN_PX = 60, 22, 124
+GAP_PX, METER_PX, MARGIN_PX = 60, 22, 118
 
 
 def gantt(timeline: Timeline, *, until: float | None = None, unit: str = "the unit of F, I and W") -> dict:
@@ -37,7 +38,7 @@ def gantt(timeline: Timeline, *, until: float | None = None, unit: str = "the un
     timeline : Timeline
         The priced schedule.
     until : float, optional
-        Show only the actions begun by this time, and a cursor there.
+        Show only what happens before this time, and a cursor there.
     unit : str
         Of the timeline's times, for the axis title.
 
@@ -47,7 +48,7 @@ def gantt(timeline: Timeline, *, until: float | None = None, unit: str = "the un
         A Plotly figure, without a template.
     """
     stages = timeline.schedule.stages
-    lane_px = max(22, min(54, 400 // stages))
+    lane_px = _lane_px(timeline)
     plot_px = stages * lane_px + GAP_PX + METER_PX
     meter_top, lanes_bottom = METER_PX / plot_px, (METER_PX + GAP_PX) / plot_px
     end = float(timeline.makespan)
@@ -56,6 +57,7 @@ def gantt(timeline: Timeline, *, until: float | None = None, unit: str = "the un
         "height": plot_px + MARGIN_PX,
         "barmode": "overlay",
         "bargap": 0,
+        "hoverdistance": HOVER_PX,
         "uniformtext": {"minsize": 9, "mode": "hide"},
         "xaxis": {"title": {"text": f"time (in {unit})"},
                   "range": [0, end], "showgrid": False, "zeroline": False, "anchor": "y"},
@@ -66,14 +68,25 @@ def gantt(timeline: Timeline, *, until: float | None = None, unit: str = "the un
                    "anchor": "y2", "showgrid": False, "zeroline": False, "fixedrange": True},
         "yaxis2": {"domain": [0, meter_top], "showticklabels": False, "ticks": "", "showgrid": False,
                    "zeroline": False, "fixedrange": True},
-        "margin": {"l": 60, "r": 58, "t": 48, "b": 76},
-        "legend": {"itemwidth": 30, "font": {"size": 13}, "tracegroupgap": 0},
+        "margin": {"l": 60, "r": 58, "t": 12, "b": 76},
+        # Placed by the figure's edge, not by the plot's: Plotly then keeps room for the rows that it has now
+        "legend": {"yref": "container", "x": 0, "y": 1, "yanchor": "top", "itemwidth": 30,
+                   "font": {"size": 13}, "tracegroupgap": 0},
     }  # fmt: skip
-    traces = [_idle(timeline, until), *_bars(timeline, until), _memory(timeline, until), _peaks(timeline)]
+    traces = [_idle(timeline, until), *_bars(timeline, until), *_memory(timeline, until), _peaks(timeline)]
     if until is not None:
         cursor = {"type": "line", "x0": until, "x1": until, "y0": lanes_bottom, "y1": 1, "yref": "paper"}
         layout["shapes"] = [cursor | {"line": {"color": COLORS["waiting"], "width": 2}}]
     return {"data": traces + list(_meter(timeline)), "layout": layout}
+
+
+def _lane_px(timeline: Timeline) -> int:
+    return max(22, min(54, 400 // timeline.schedule.stages))
+
+
+def _scale(timeline: Timeline) -> tuple[float, int]:
+    """Pixels of a unit of time, nominally, and of a lane."""
+    return NOMINAL_WIDTH_PX / float(timeline.makespan), _lane_px(timeline)
 
 
 def _idle(timeline: Timeline, until: float | None) -> dict:
@@ -97,37 +110,40 @@ def _idle(timeline: Timeline, until: float | None) -> dict:
 
 @dataclass(frozen=True)
 class _Bars:
-    """The passes of one kind and chunk, as the figure draws them."""
+    """The passes of one kind and chunk, as the figure draws them; ``drawn``: how much of each length."""
 
     kind: Kind
     chunk: int
     actions: tuple[Action, ...]
     starts: tuple[float, ...]
     lengths: tuple[float, ...]
+    drawn: tuple[float, ...]
     fill: str
     edge: str
 
 
 def _bars(timeline: Timeline, until: float | None) -> Iterator[dict]:
     """The traces of all passes: numbered bars, or plain ones where no number can be read."""
-    px_per_unit = NOMINAL_WIDTH_PX / float(timeline.makespan)
+    px_per_unit, _ = _scale(timeline)
     number_px = TEXT_WIDTH_PX * len(str(timeline.schedule.microbatches - 1)) + 4
     for bars in _groups(timeline, until):
         if min(bars.lengths) * px_per_unit >= number_px:
             yield _numbered(bars, timeline)
         else:
-            yield from _plain(bars, timeline, px_per_unit)
+            yield from _plain(bars, timeline)
 
 
 def _groups(timeline: Timeline, until: float | None) -> Iterator[_Bars]:
-    """The passes begun by ``until``, by kind and chunk, in the legend's order."""
+    """The passes begun before ``until``, by kind and chunk, in the legend's order; one that runs is cut."""
     schedule = timeline.schedule
-    groups: dict[tuple[Kind, int], list[tuple[Action, float, float]]] = {}
+    now = float(timeline.makespan if until is None else until)
+    groups: dict[tuple[Kind, int], list[tuple[Action, float, float, float]]] = {}
     for actions, starts, ends in zip(schedule.actions, timeline.starts, timeline.ends, strict=True):
         for action, start, stop in zip(actions, starts, ends, strict=True):
-            if until is None or start <= until:
+            if start < now:
+                length = float(stop - start)
                 groups.setdefault((action.kind, action.chunk), []).append(
-                    (action, float(start), float(stop - start))
+                    (action, float(start), length, min(length, now - float(start)))
                 )
     order = list(KIND_STYLE)
     for (kind, chunk), passes in sorted(groups.items(), key=lambda g: (order.index(g[0][0]), g[0][1])):
@@ -147,7 +163,8 @@ def _hover(bars: _Bars, timeline: Timeline) -> str:
     """What the pointer is told; customdata: microbatch, rank, start, length."""
     chunk = f", chunk {bars.chunk}" if timeline.schedule.chunks > 1 else ""
     what = f"{bars.kind.value}%{{customdata[0]}}{chunk}"
-    return f"{what}: %{{customdata[2]:.4g}} for %{{customdata[3]:.4g}}<extra>rank %{{customdata[1]}}</extra>"
+    when = "from %{customdata[2]:.4~g}, %{customdata[3]:.4~g} long"
+    return f"{what}: {when}<extra>rank %{{customdata[1]}}</extra>"
 
 
 def _numbered(bars: _Bars, timeline: Timeline) -> dict:
@@ -155,7 +172,7 @@ def _numbered(bars: _Bars, timeline: Timeline) -> dict:
     height = KIND_STYLE[bars.kind][1]
     return _in_legend(bars) | {
         "type": "bar", "orientation": "h",
-        "y": [a.stage for a in bars.actions], "base": bars.starts, "x": bars.lengths,
+        "y": [a.stage for a in bars.actions], "base": bars.starts, "x": bars.drawn,
         "width": height, "offset": BASELINE - height,
         "marker": {"color": bars.fill, "line": {"color": bars.edge, "width": 0.6}},
         "customdata": [
@@ -169,69 +186,95 @@ def _numbered(bars: _Bars, timeline: Timeline) -> dict:
     }  # fmt: skip
 
 
-def _plain(bars: _Bars, timeline: Timeline, px_per_unit: float) -> Iterator[dict]:
+def _plain(bars: _Bars, timeline: Timeline) -> Iterator[dict]:
     """All passes as one area, and points without a mark that say what is under the pointer.
 
     Elements cost a browser time, points hardly any: a rank's bars are one line, along the foot of the
     lane from bar to bar.
     """
-    height = KIND_STYLE[bars.kind][1]
+    height, scale = KIND_STYLE[bars.kind][1], _scale(timeline)
+    edge = {"color": bars.edge, "width": 0.6}
     xs: list[float | None] = []
     ys: list[float | None] = []
-    points: list[tuple[float, int, int, float, float]] = []
+    points: list[tuple[float, float, tuple]] = []
     rank = bars.actions[0].stage
-    for action, start, length in zip(bars.actions, bars.starts, bars.lengths, strict=True):
+    for action, start, length, drawn in zip(bars.actions, bars.starts, bars.lengths, bars.drawn, strict=True):
         if action.stage != rank:
             rank = action.stage
             xs.append(None)
             ys.append(None)
         foot = rank + BASELINE
-        xs += [start, start, start + length, start + length]
+        xs += [start, start, start + drawn, start + drawn]
         ys += [foot, foot - height, foot - height, foot]
-        count = ceil(length * px_per_unit / HOVER_STEP_PX)
-        points += [
-            (start + length * (k + 0.5) / count, action.microbatch, rank, start, length) for k in range(count)
-        ]
-    yield _in_legend(bars) | {
+        told = (action.microbatch, rank, start, length)
+        points += [(x, y, told) for x, y in _cells(start, drawn, foot - height, height, scale)]
+    in_legend = _in_legend(bars)
+    yield in_legend | {
         "type": "scatter", "mode": "lines", "x": xs, "y": ys, "fill": "toself", "fillcolor": bars.fill,
-        "line": {"color": bars.edge, "width": 0.6, "simplify": False}, "hoverinfo": "skip",
+        "line": edge | {"simplify": False}, "hoverinfo": "skip", "showlegend": False,
     }  # fmt: skip
-    yield {
-        "type": "scatter", "mode": "none", "showlegend": False,
-        "x": [point[0] for point in points],
-        "y": [point[2] + BASELINE - height / 2 for point in points],
-        "customdata": [point[1:] for point in points], "hoverlabel": {"bgcolor": bars.fill},
-        "hovertemplate": _hover(bars, timeline),
+    if in_legend["showlegend"]:  # a bar that is nowhere: the key is the same however its passes are drawn
+        yield in_legend | {
+            "type": "bar", "orientation": "h", "x": [None], "y": [None],
+            "marker": {"color": bars.fill, "line": edge},
+        }  # fmt: skip
+    yield _answering(points) | {"hoverlabel": {"bgcolor": bars.fill}, "hovertemplate": _hover(bars, timeline)}
+
+
+def _cells(
+    x: float, width: float, y: float, height: float, scale: tuple[float, int]
+) -> Iterator[tuple[float, float]]:
+    """Middles of the cells, at most ``HOVER_STEP_PX`` wide and high, into which a rectangle is cut."""
+    columns, rows = (ceil(d * px / HOVER_STEP_PX) for d, px in zip((width, height), scale, strict=True))
+    for column in range(columns):
+        for row in range(rows):
+            yield x + width * (column + 0.5) / columns, y + height * (row + 0.5) / rows
+
+
+def _answering(points: list[tuple[float, float, tuple]]) -> dict:
+    """Points (x, y, customdata) that nobody sees and that answer the pointer."""
+    return {
+        "type": "scatter", "mode": "none", "showlegend": False, "x": [x for x, _, _ in points],
+        "y": [y for _, y, _ in points], "customdata": [told for _, _, told in points],
     }  # fmt: skip
 
 
-def _memory(timeline: Timeline, until: float | None) -> dict:
+def _memory(timeline: Timeline, until: float | None) -> Iterator[dict]:
     """What each rank holds over time, as an area at the foot of its lane."""
     top = max(map(max, [[1], peak_activations(timeline.schedule)]))
+    now = float(timeline.makespan if until is None else until)
+    scale = _scale(timeline)
     xs: list[float | None] = []
     ys: list[float | None] = []
-    held: list[str | None] = []
+    points: list[tuple[float, float, tuple]] = []
     for rank, curve in enumerate(memory_over_time(timeline)):
         floor = rank + 0.42
-        before = 0.0
-        for time, activations in curve:
-            if until is not None and time > until:
+        since, level = 0.0, 0.0
+        for time, activations in [*curve, (now, 0)]:
+            time = min(float(time), now)
+            if activations == level and time < now:
+                continue
+            y = floor - 0.28 * level / top
+            xs += [since, time]
+            ys += [y, y]
+            if level:
+                told = (level, rank)
+                points += [(x, y, told) for x, y in _cells(since, time - since, y, floor - y, scale)]
+            since, level = time, float(activations)
+            if time == now:
                 break
-            for level in (before, activations):
-                xs.append(float(time))
-                ys.append(floor - 0.28 * float(level) / top)
-                held.append(f"{float(level):.4g}")
-            before = activations
-        stop = float(timeline.makespan if until is None else until)
-        xs += [stop, stop, 0.0, None]
-        ys += [floor - 0.28 * float(before) / top, floor, floor, None]
-        held += ["", "", "", None]
-    return {
+        xs += [now, 0.0, None]
+        ys += [floor, floor, None]
+    yield {
         "type": "scatter", "mode": "lines", "name": "activations held", "x": xs, "y": ys, "fill": "toself",
-        "text": held, "hovertemplate": "%{text} microbatches held<extra></extra>",
-        "line": {"color": COLORS["memory_used"], "width": 1},
+        "hoverinfo": "skip", "line": {"color": COLORS["memory_used"], "width": 1},
         "fillcolor": translucent(COLORS["memory_used"], 0.4),
     }  # fmt: skip
+    held = "microbatches held: %{customdata[0]:.4~g}"
+    yield _answering(points) | {
+        "hoverlabel": {"bgcolor": COLORS["memory_used"]},
+        "hovertemplate": f"{held}<extra>rank %{{customdata[1]}}</extra>",
+    }
 
 
 def _peaks(timeline: Timeline) -> dict:
@@ -248,7 +291,7 @@ def _peaks(timeline: Timeline) -> dict:
 def _bubble_words(timeline: Timeline) -> str:
     """The bubble in its three definitions: a time, a ratio to the work, a share of the makespan."""
     ratio, share = 100 * float(timeline.bubble_ratio), 100 * float(timeline.bubble_share)
-    long = f"bubble: {float(timeline.bubble_time):.4g} long"
+    long = f"bubble of the whole step: {float(timeline.bubble_time):.4g} long"
     return f"{long}<br>= {ratio:.1f} % of the work = {share:.1f} % of the step"
 
 

@@ -63,9 +63,13 @@ def _price(schedule, p, m, chunks, memory, f, i, w, transfer) -> Timeline:
 
 
 def explorer_figure(*, step: int | None, **values) -> dict:
-    """The Gantt figure for the explorer's values, up to ``step`` where one is given."""
+    """The Gantt figure for the explorer's values, through ``step`` where one is given.
+
+    A step lasts to the next moment at which something begins: what begins with it can be seen.
+    """
     priced = _price(**values)
-    return gantt(priced, until=None if step is None else _moments(priced)[step])
+    ends = [*_moments(priced)[1:], float(priced.makespan)]
+    return gantt(priced, until=None if step is None else ends[step])
 
 
 def explorer_steps(*, step: int | None, **values) -> int:
@@ -76,7 +80,7 @@ def explorer_steps(*, step: int | None, **values) -> int:
 def _moments(priced: Timeline) -> Sequence[float]:
     """When something begins; sums of the same times in another order differ in their last digits."""
     starts = sorted(float(start) for starts in priced.starts for start in starts)
-    return list({round(start, 9): start for start in starts}.values())
+    return list({round(start, 9): start for start in reversed(starts)}.values())[::-1]
 
 
 def explorer_unused(*, schedule: str, p: int, **_) -> tuple[str, ...]:

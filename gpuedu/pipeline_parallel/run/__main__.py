@@ -6,9 +6,10 @@ import argparse
 import os
 from collections.abc import Callable
 
+from gpuedu.distributed import launch, process_group
+
 from ..plan import SCHEDULES, Schedule, zb_auto
 from .measure import measure, table
-from .processes import launch, process_group
 from .workloads import Sleep, Transformer
 
 EPILOG = """\

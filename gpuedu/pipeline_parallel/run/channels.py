@@ -20,9 +20,10 @@ from functools import lru_cache
 import torch
 import torch.distributed as dist
 
+from gpuedu.distributed import talking_to
+
 from ..plan import Schedule
 from .rank import Message, produced
-from .watch import talking_to
 
 RECEIVES_AHEAD = 2  # posted and not yet taken, per channel: enough to overlap, few enough to be cheap
 

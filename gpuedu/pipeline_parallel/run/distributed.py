@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 
+from gpuedu.distributed import talking_to
+
 from ..plan import Schedule, validate
 from ..plan.execution import check_time
 from .channels import Channels
 from .part import check_output
 from .rank import Rank, microbatches
 from .result import Run, run_of
-from .watch import talking_to
 
 
 def run_distributed(

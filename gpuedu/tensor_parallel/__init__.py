@@ -1,0 +1,1 @@
+"""Tensor parallelism: the matrices of each layer cut over ranks that compute it together."""
