@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 
 from gpuedu.pipeline_parallel.cost import Timeline, memory_over_time, peak_activations
 from gpuedu.pipeline_parallel.plan import Action, Kind
@@ -21,8 +21,8 @@ KIND_STYLE = {  # color, height of the bar in lanes (a second cue beside color),
 }
 NOMINAL_WIDTH_PX = 680  # of the plot area on a laptop; a narrower page hides the text that no longer fits
 TEXT_WIDTH_PX = 8  # of one digit
-HOVER_PX = 10  # how far from a point that answers the pointer Plotly looks for one
-HOVER_STEP_PX = 14  # between such points, so that the pointer is within reach of one all over a bar
+HOVER_PX = 14  # how far from a point that answers the pointer Plotly looks for one
+HOVER_STEP_PX = 19  # between such points at most, along a bar: less than the diagonal of what one reaches
 BASELINE = 0.1  # foot of a bar, below the middle of its lane
 GAP_PX, METER_PX, MARGIN_PX = 60, 22, 118
 
@@ -89,6 +89,11 @@ def _scale(timeline: Timeline) -> tuple[float, int]:
     return NOMINAL_WIDTH_PX / float(timeline.makespan), _lane_px(timeline)
 
 
+def _short(time: float) -> float:
+    """A time without the last digits of a sum, which a page would have to carry and nobody can see."""
+    return float(f"{time:.9g}")
+
+
 def _idle(timeline: Timeline, until: float | None) -> dict:
     """Every gap of every rank, hatched, as one area."""
     now = timeline.makespan if until is None else until
@@ -98,7 +103,8 @@ def _idle(timeline: Timeline, until: float | None) -> dict:
         for left, right in zip((0, *ends), (*starts, timeline.makespan), strict=True):
             right = min(right, now)
             if right > left:
-                xs += [float(left), float(right), float(right), float(left), None]
+                left, right = _short(left), _short(right)
+                xs += [left, right, right, left, None]
                 ys += [rank - 0.42, rank - 0.42, rank + BASELINE, rank + BASELINE, None]
     return {
         "type": "scatter", "mode": "none", "name": "waiting", "x": xs, "y": ys,
@@ -141,9 +147,9 @@ def _groups(timeline: Timeline, until: float | None) -> Iterator[_Bars]:
     for actions, starts, ends in zip(schedule.actions, timeline.starts, timeline.ends, strict=True):
         for action, start, stop in zip(actions, starts, ends, strict=True):
             if start < now:
-                length = float(stop - start)
+                begin, length = _short(start), _short(stop - start)
                 groups.setdefault((action.kind, action.chunk), []).append(
-                    (action, float(start), length, min(length, now - float(start)))
+                    (action, begin, length, min(length, now - begin))
                 )
     order = list(KIND_STYLE)
     for (kind, chunk), passes in sorted(groups.items(), key=lambda g: (order.index(g[0][0]), g[0][1])):
@@ -224,8 +230,11 @@ def _plain(bars: _Bars, timeline: Timeline) -> Iterator[dict]:
 def _cells(
     x: float, width: float, y: float, height: float, scale: tuple[float, int]
 ) -> Iterator[tuple[float, float]]:
-    """Middles of the cells, at most ``HOVER_STEP_PX`` wide and high, into which a rectangle is cut."""
-    columns, rows = (ceil(d * px / HOVER_STEP_PX) for d, px in zip((width, height), scale, strict=True))
+    """Middles of the cells into which a rectangle is cut: as few as reach all of it."""
+    width_px, height_px = width * scale[0], height * scale[1]
+    columns = ceil(width_px / HOVER_STEP_PX)
+    reach_px = 2 * HOVER_PX
+    rows = ceil(height_px / sqrt(reach_px**2 - (width_px / columns) ** 2)) if columns else 0
     for column in range(columns):
         for row in range(rows):
             yield x + width * (column + 0.5) / columns, y + height * (row + 0.5) / rows
