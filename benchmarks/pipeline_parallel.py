@@ -107,7 +107,8 @@ def timeline_as_it_grows() -> dict:
         size = {"stages": 64, "microbatches": microbatches, "actions": 2 * 64 * microbatches}
         rows.append(row(size, samples))
         print(size, {name: f"{seconds:.3f} s" for name, seconds in rows[-1]["median_s"].items()})
-    return {"name": "timeline of 1F1B", "target_s": {"microbatches": 1024, "seconds": 0.6}, "rows": rows}
+    targets = {"target_s": {"microbatches": 1024, "seconds": 0.6}, "target_growth": 2.4}
+    return {"name": "timeline of 1F1B", **targets, "rows": rows}
 
 
 def what_an_explorer_asks() -> dict:

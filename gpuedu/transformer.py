@@ -10,16 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gpuedu.checks import check_count
+
 BIASES = ("none", "qkv", "all")
 NORMS = ("layernorm", "rmsnorm")
 RECOMPUTE = ("none", "selective", "full")
-
-
-def _require_int(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r}: must be an int")
-    if value < low:
-        raise ValueError(f"{name}={value}: must be >= {low}")
 
 
 def _require_bool(name: str, value: object) -> None:
@@ -74,9 +69,9 @@ class MLA:
 
     def __post_init__(self) -> None:
         for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
-            _require_int(name, getattr(self, name), 1)
+            check_count(name, getattr(self, name), 1)
         if self.q_lora_rank is not None:
-            _require_int("q_lora_rank", self.q_lora_rank, 1)
+            check_count("q_lora_rank", self.q_lora_rank, 1)
 
 
 @dataclass(frozen=True)
@@ -120,9 +115,9 @@ class MoE:
 
     def __post_init__(self) -> None:
         for name in ("experts", "experts_per_token", "expert_hidden_size"):
-            _require_int(name, getattr(self, name), 1)
+            check_count(name, getattr(self, name), 1)
         for name in ("shared_experts", "dense_layers"):
-            _require_int(name, getattr(self, name), 0)
+            check_count(name, getattr(self, name), 0)
         if self.experts_per_token > self.experts:
             raise ValueError(f"experts_per_token={self.experts_per_token}: must be <= experts={self.experts}")
 
@@ -207,8 +202,8 @@ class Transformer:
             "ffn_hidden_size",
             "vocab_size",
         ):
-            _require_int(name, getattr(self, name), 1)
-        _require_int("learned_positions", self.learned_positions, 0)
+            check_count(name, getattr(self, name), 1)
+        check_count("learned_positions", self.learned_positions, 0)
         _require_bool("gated_ffn", self.gated_ffn)
         _require_bool("tied_embeddings", self.tied_embeddings)
         if self.biases not in BIASES:
@@ -318,7 +313,7 @@ class Transformer:
         >>> MODELS["gpt2"].layer_parameters()  # 12 h^2 + 13 h
         7087872
         """
-        _require_int("layer", layer, 0)
+        check_count("layer", layer, 0)
         if layer >= self.layers:
             raise ValueError(f"layer={layer}: must be from 0 to {self.layers - 1}")
         return self._layer_parameters(layer, active=False)
@@ -465,8 +460,8 @@ class Transformer:
         >>> round(llama.forward_flops(1020) / 1020 / 1e9, 2)  # prefill, GFLOP a token
         13.48
         """
-        _require_int("tokens", tokens, 1)
-        _require_int("context", context, 0)
+        check_count("tokens", tokens, 1)
+        check_count("context", context, 0)
         _require_bool("causal", causal)
         weights = self.layers * self._attention_weights() + self.vocab_size * self.hidden_size
         weights += sum(self._ffn_weights(layer, active=True) for layer in range(self.layers))
@@ -546,10 +541,10 @@ class Transformer:
         >>> gpt3.activation_bytes(1, 2048, layers=1) == 34 * 2048 * 12288 + 5 * 96 * 2048**2
         True
         """
-        _require_int("batch", batch, 1)
-        _require_int("sequence", sequence, 1)
+        check_count("batch", batch, 1)
+        check_count("sequence", sequence, 1)
         layers = self.layers if layers is None else layers
-        _require_int("layers", layers, 1)
+        check_count("layers", layers, 1)
         _require_dtype_bytes(dtype_bytes)
         _require_bool("dropout", dropout)
         if layers > self.layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import os
 import pickle
@@ -19,6 +20,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from .watch import FAILURE, Watch, run_store
+
+# It warns of each process that it ends; the error says already which rank failed, and why
+logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 
 GRACE_S = 0.5  # for the other ranks to end by themselves when one has failed
 

@@ -58,7 +58,8 @@ class Card:
         return self.get_by_role("radio", name=label)
 
     def choose(self, label):
-        self.locator(".explorer-preset", has_text=label).click()
+        exactly = re.compile(rf"^\s*{re.escape(label)}\s*$")  # one label may begin like another
+        self.locator(".explorer-preset", has_text=exactly).click()
 
     def press(self, button):
         self.get_by_role("button", name=button, exact=True).click()

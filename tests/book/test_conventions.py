@@ -203,6 +203,12 @@ def test_lab_is_stored_with_its_outputs(slug: str) -> None:
 
 
 @each_technique
+def test_lab_carries_no_library(slug: str) -> None:
+    notebook = json.loads((ROOT / chapter.lab_file(slug)).read_text())
+    assert "widgets" not in notebook["metadata"]  # plotly's widget would bring all of its JavaScript along
+
+
+@each_technique
 def test_lab_has_exercises_that_are_checked(slug: str) -> None:
     tags = [tag for cell in lab_cells(slug) for tag in cell["metadata"].get("tags", ())]
     assert tags.count("exercise") == tags.count("check") >= 3

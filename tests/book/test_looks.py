@@ -22,7 +22,9 @@ STATIC = ROOT / "book" / "_static"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 FILES = {chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]}
 CHAPTERS = {technique.slug for technique in TECHNIQUES if technique.docname in FILES}
-PAGES = ["index.html", "claims.html", "notation.html", "performance.html", "training/pipeline_parallel.html"]
+CHAPTER_PAGES = [f"{technique.docname}.html" for technique in TECHNIQUES if technique.slug in CHAPTERS]
+PAGES = ["index.html", "claims.html", "notation.html", "performance.html", *CHAPTER_PAGES]
+each_chapter = pytest.mark.parametrize("name", CHAPTER_PAGES)
 
 
 # Colors
@@ -287,10 +289,11 @@ def test_legend_is_clear_of_the_lanes(page: Page) -> None:
 
 
 @pytest.mark.browser
+@each_chapter
 @pytest.mark.parametrize("width", [1200, 1280, 1440])
-def test_program_text_of_85_columns_fits(page: Page, width: int) -> None:
+def test_program_text_of_85_columns_fits(page: Page, width: int, name: str) -> None:
     page.set_viewport_size({"width": width, "height": 900})
-    page.goto(CHAPTER)
+    page.goto(name)
     cut = page.locator("div.highlight pre").evaluate_all(
         """all => all.filter(pre => pre.scrollWidth > pre.clientWidth).map(pre => pre.textContent)"""
     )
@@ -298,9 +301,10 @@ def test_program_text_of_85_columns_fits(page: Page, width: int) -> None:
 
 
 @pytest.mark.browser
-def test_narrow_page_keeps_titles_tables_and_output_whole(page: Page) -> None:
+@each_chapter
+def test_narrow_page_keeps_titles_tables_and_output_whole(page: Page, name: str) -> None:
     page.set_viewport_size({"width": 400, "height": 900})
-    page.goto(CHAPTER, wait_until="networkidle")
+    page.goto(name, wait_until="networkidle")
     titles = page.locator(".solution .admonition-title").evaluate_all(
         """all => all.map(title => {
           const words = document.createRange();

@@ -33,8 +33,9 @@ CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 
 
 def pins(name: str) -> dict[str, str]:
-    """Package -> version of a file of requirements; every line is an exact pin."""
-    lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+    """Package -> version of a file of requirements; every line is an exact pin, for some systems perhaps."""
+    lines = [line.partition(" ;")[0] for line in (ROOT / name).read_text().splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", line) for line in lines), lines
     return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
 

@@ -58,7 +58,7 @@ UNUSED = (
 )
 
 # The package's modules that run on the page: the ground floor, and each topic's rooms
-GROUND_FLOOR = ("__init__", "hardware", "transformer", "explorer", "style")
+GROUND_FLOOR = ("__init__", "checks", "hardware", "transformer", "explorer", "style")
 ROOMS = ("__init__", "plan", "cost", "plot")
 
 

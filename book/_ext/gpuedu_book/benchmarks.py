@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def table(rows: list[dict[str, Any]]) -> Element:
     varying = [key for key in sizes[0] if len({size[key] for size in sizes}) > 1]
     head = [
         element(
-            "tr", text("th", key, scope="row"), *(text("th", f"{size[key]:,}", scope="col") for size in sizes)
+            "tr",
+            text("th", key, scope="row"),
+            *(text("th", number(size[key]), scope="col") for size in sizes),
         )
         for key in varying
     ]
@@ -58,39 +61,85 @@ def table(rows: list[dict[str, Any]]) -> Element:
     return element("div", inner, class_="pst-scrollable-table-container")
 
 
+def number(value: int | str) -> str:
+    """A size's value: whole numbers in groups of three digits."""
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def words(size: dict[str, int | str]) -> str:
+    """A size in words."""
+    return ", ".join(f"{number(v)} {k}" if isinstance(v, int) else v for k, v in size.items())
+
+
 def fixed(rows: list[dict[str, Any]]) -> str:
     """What is the same in all sizes, in words."""
     first = rows[0]["size"]
-    return ", ".join(f"{v:,} {k}" for k, v in first.items() if all(row["size"][k] == v for row in rows))
+    return words({k: v for k, v in first.items() if all(row["size"][k] == v for row in rows)})
 
 
-def verdict(benchmark: dict[str, Any]) -> str:
-    """The target and what was measured at its size, in words; nothing where there is no target."""
-    if not (target := dict(benchmark.get("target_s", {}))):
-        return ""
-    limit = target.pop("seconds")
-    row = next(row for row in benchmark["rows"] if target.items() <= row["size"].items())
-    measured = next(iter(row["median_s"].values()))
-    size = ", ".join(f"{value:,} {key}" for key, value in target.items())
-    outcome = "met" if measured < limit else "missed"
-    return f"Target: under {duration(limit)} at {size}. Measured: {duration(measured)}, {outcome}."
+def outcome(measured: float, limit: float) -> str:
+    """Whether a target was met."""
+    return "met" if measured <= limit else "missed"
+
+
+def on_time(rows: list[dict[str, Any]], target: dict[str, Any]) -> str:
+    """A target in seconds, for the 95th percentile where there is one, else for the median."""
+    limit, size = target["seconds"], {k: v for k, v in target.items() if k != "seconds"}
+    (row,) = of_size(rows, size)
+    median = next(iter(row["median_s"].values()))
+    percentile = next(iter(row.get("p95_s", {}).values()), None)
+    said = duration(median) + (f", 95 % within {duration(percentile)}" if percentile else "")
+    return (
+        f"Target: under {duration(limit)} at {words(size)}. "
+        f"Measured: {said}, {outcome(percentile or median, limit)}."
+    )
+
+
+def beside(rows: list[dict[str, Any]], target: dict[str, Any]) -> str:
+    """A target in a rival's time."""
+    rival, limit, size = target["of"], target["at_most"], target["size"]
+    measured = max(1 / row["times_ours"][rival] for row in of_size(rows, size))
+    where = f" at {words(size)}" if size else ", at every size"
+    return (
+        f"Target: at most {limit} times {rival}'s time{where}. "
+        f"Measured: {measured:.2f}, {outcome(measured, limit)}."
+    )
+
+
+def growth(rows: list[dict[str, Any]], limit: float) -> str:
+    """A target for what twice the size costs; the fastest runs, since what disturbs others is not growth."""
+    times = [min(next(iter(row["samples_s"].values()))) for row in rows]
+    measured = max(b / a for a, b in pairwise(times))
+    return (
+        f"Target: twice the size takes at most {limit} times as long. "
+        f"Measured, fastest runs: {measured:.2f}, {outcome(measured, limit)}."
+    )
+
+
+VERDICTS = {"target_s": on_time, "target_ratio": beside, "target_growth": growth}
+
+
+def of_size(rows: list[dict[str, Any]], size: dict[str, int | str]) -> list[dict[str, Any]]:
+    """The rows of a size that is named by some of its numbers."""
+    return [row for row in rows if size.items() <= row["size"].items()]
 
 
 class Benchmarks(SphinxDirective):
-    """One section a technique that has been measured."""
+    """One section a technique that has been measured, and one for the explorers of all."""
 
     def run(self) -> list[nodes.Node]:
         """Build the sections; a sentence where nothing has been measured."""
-        measured = [t for t in TECHNIQUES if (RESULTS / f"{t.slug}.json").is_file()]
+        titles = {t.slug: t.title for t in TECHNIQUES} | {"explorer": "The explorers, in the browser"}
+        measured = {slug: title for slug, title in titles.items() if (RESULTS / f"{slug}.json").is_file()}
         if not measured:
             return [nodes.paragraph("", "Nothing has been measured yet: make bench does it.")]
-        return [self._section(technique) for technique in measured]
+        return [self._section(slug, title) for slug, title in measured.items()]
 
-    def _section(self, technique) -> nodes.section:
-        path = RESULTS / f"{technique.slug}.json"
+    def _section(self, slug: str, title: str) -> nodes.section:
+        path = RESULTS / f"{slug}.json"
         self.env.note_dependency(str(path))
         report = json.loads(path.read_text())
-        section = nodes.section("", nodes.title("", technique.title), ids=[nodes.make_id(technique.slug)])
+        section = nodes.section("", nodes.title("", title), ids=[nodes.make_id(slug)])
         for benchmark in report["benchmarks"]:
             section += list(self._benchmark(benchmark))
         machine, versions = report["machine"], report["versions"]
@@ -107,9 +156,11 @@ class Benchmarks(SphinxDirective):
         rows = benchmark["rows"]
         name = benchmark["name"][0].upper() + benchmark["name"][1:]
         samples = min(len(s) for row in rows for s in row["samples_s"].values())
-        words = [f"{fixed(rows)}; median of {samples} runs or more.", verdict(benchmark)]
+        said = [*filter(None, [fixed(rows)]), f"medians of {samples} runs or more."]
         yield text("h3", name)
-        yield text("p", " ".join(filter(None, words)))
+        verdicts = [say(rows, benchmark[key]) for key, say in VERDICTS.items() if key in benchmark]
+        sizes = "; ".join(said)
+        yield text("p", " ".join([sizes[0].upper() + sizes[1:], *verdicts]))
         yield table(rows)
 
 

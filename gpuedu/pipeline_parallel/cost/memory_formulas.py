@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from numbers import Real
 
+from gpuedu.checks import check_count
+
 from ..plan.execution import share
-from ..plan.schedule import check_count
 
 
 def gpipe_peak_activations(stages: int, microbatches: int) -> tuple[Real, ...]:

@@ -9,8 +9,10 @@ from itertools import accumulate
 from numbers import Real
 from typing import NamedTuple
 
+from gpuedu.checks import check_amount
+
 from ..plan import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Action, Schedule, validate
-from ..plan.execution import check_time, earliest_times, share, stage_durations
+from ..plan.execution import earliest_times, share, stage_durations
 from ..plan.validation import check_complete
 
 
@@ -133,7 +135,7 @@ def timeline(
     """
     check_complete(schedule)
     durations = stage_durations(schedule.stages, schedule.chunks, forward, backward_input, backward_weight)
-    check_time("transfer", transfer)
+    check_amount("transfer", transfer)
     starts, ends = earliest_times(schedule, durations, transfer)
     if [len(done) for done in ends] != [len(actions) for actions in schedule.actions]:
         validate(schedule)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from numbers import Real
 
-from ..plan.execution import check_time, share
-from ..plan.schedule import check_count
+from gpuedu.checks import check_amount, check_count
+
+from ..plan.execution import share
 
 
 def bubble_ratio(stages: int, microbatches: int, chunks: int = 1) -> float:
@@ -329,4 +330,4 @@ def _check(stages: int, microbatches: int = 1, chunks: int = 1, **times: Real) -
     check_count("microbatches", microbatches)
     check_count("chunks", chunks)
     for name, time in times.items():
-        check_time(name, time)
+        check_amount(name, time)

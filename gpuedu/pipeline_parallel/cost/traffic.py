@@ -6,8 +6,9 @@ from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
 
+from gpuedu.checks import check_count
+
 from ..plan import Schedule
-from ..plan.schedule import check_count
 
 
 def boundary_bytes(sequence_length: int, microbatch_size: int, hidden_size: int, dtype_bytes: int = 2) -> int:

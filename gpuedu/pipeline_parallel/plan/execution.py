@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from math import inf
 from numbers import Real
+
+from gpuedu.checks import check_amount
 
 from .schedule import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Kind, Schedule
 
@@ -69,14 +70,6 @@ def stage_durations(
     ]
 
 
-def check_time(name: str, value: Real) -> None:
-    """Raise unless ``value`` is a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}={value!r}: must be a number")
-    if not 0 <= value < inf:
-        raise ValueError(f"{name}={value}: must be finite and not negative")
-
-
 def share(whole: Real, parts: int) -> Real:
     """``whole / parts``, still an int where that is exact."""
     return whole // parts if isinstance(whole, int) and whole % parts == 0 else whole / parts
@@ -90,7 +83,7 @@ def _per_rank(name: str, value: Real | Sequence[Real], stages: int) -> list[Real
     else:
         times = [value] * stages
     for time in times:
-        check_time(name, time)
+        check_amount(name, time)
     return times
 
 

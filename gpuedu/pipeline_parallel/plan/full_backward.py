@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .schedule import FORWARD, FULL_BACKWARD, Action, Placement, Schedule, check_count
+from gpuedu.checks import check_count
+
+from .schedule import FORWARD, FULL_BACKWARD, Action, Placement, Schedule
 
 Pass = tuple[int, int]  # (microbatch, chunk)
 

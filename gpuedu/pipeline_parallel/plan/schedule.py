@@ -105,14 +105,6 @@ class Schedule:
         return stage, chunk
 
 
-def check_count(name: str, value: int, minimum: int = 1) -> None:
-    """Raise unless ``value`` is a whole number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r}: must be an int")
-    if value < minimum:
-        raise ValueError(f"{name}={value}: must be at least {minimum}")
-
-
 def numbered(rank: int, microbatches: int, rounds: Iterable[tuple[str, int]]) -> tuple[Action, ...]:
     """Actions of ``rank`` from a program such as ``[("F0", 3), ("F1 F0", 2), ("B1 B0", 5)]``.
 

@@ -9,7 +9,9 @@ from itertools import product
 from math import inf
 from numbers import Real
 
-from .execution import check_time, earliest_times, stage_durations
+from gpuedu.checks import check_amount, check_count
+
+from .execution import earliest_times, stage_durations
 from .schedule import (
     BACKWARD_INPUT,
     BACKWARD_WEIGHT,
@@ -19,7 +21,6 @@ from .schedule import (
     Kind,
     Placement,
     Schedule,
-    check_count,
 )
 from .zero_bubble import delayed_weights
 
@@ -88,7 +89,7 @@ def zb_auto(
         raise TypeError(f"memory_limit={memory_limit!r}: must be a number")
     if not memory_limit >= 1:
         raise ValueError(f"memory_limit={memory_limit}: must be at least 1, a rank holds what it works on")
-    check_time("transfer", transfer)
+    check_amount("transfer", transfer)
     durations = stage_durations(stages, 1, forward, backward_input, backward_weight)
     bound = _lower_bound(microbatches, durations, transfer)
     best, best_time = None, (inf, inf)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .schedule import Placement, Schedule, check_count, numbered
+from gpuedu.checks import check_count
+
+from .schedule import Placement, Schedule, numbered
 
 
 def zb_v(stages: int, microbatches: int) -> Schedule:

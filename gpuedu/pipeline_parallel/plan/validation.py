@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from itertools import product
 
+from gpuedu.checks import check_count
+
 from .execution import earliest_times
 from .schedule import (
     BACKWARD_INPUT,
@@ -15,7 +17,6 @@ from .schedule import (
     Kind,
     Placement,
     Schedule,
-    check_count,
 )
 
 _NOUN = {

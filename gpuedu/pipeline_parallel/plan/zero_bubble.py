@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .schedule import Placement, Schedule, check_count, numbered
+from gpuedu.checks import check_count
+
+from .schedule import Placement, Schedule, numbered
 
 
 def zb_h1(stages: int, microbatches: int) -> Schedule:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 
+from gpuedu.checks import check_amount
 from gpuedu.distributed import talking_to
 
 from ..plan import Schedule, validate
-from ..plan.execution import check_time
 from .channels import Channels
 from .part import check_output
 from .rank import Rank, microbatches
@@ -65,7 +65,7 @@ def run_distributed(
         If another rank is gone.
     """
     validate(schedule)
-    check_time("transfer_delay_s", transfer_delay_s)
+    check_amount("transfer_delay_s", transfer_delay_s)
     rank, device = dist.get_rank(), torch.device(device)
     if dist.get_world_size() != schedule.stages:
         raise ValueError(f"{schedule.stages} stages on {dist.get_world_size()} processes: must be one each")
