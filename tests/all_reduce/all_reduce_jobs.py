@@ -151,3 +151,43 @@ def refused(make_tensor, options: dict, error: type[Exception]) -> str:
         assert run_distributed(plans.ring(n), torch.ones(5))[0] == n
         return str(raised)
     raise AssertionError("not refused")
+
+
+# Data parallelism by hand, for claim C03
+
+
+def network(batch_norm: bool = False) -> torch.nn.Module:
+    """A small model, the same in every process."""
+    torch.manual_seed(0)
+    middle = torch.nn.BatchNorm1d(16) if batch_norm else torch.nn.Identity()
+    layers = (torch.nn.Linear(8, 16), middle, torch.nn.Tanh(), torch.nn.Linear(16, 5))
+    return torch.nn.Sequential(*layers).double()
+
+
+def batch(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and classes, the same in every process; later tokens are larger, so that shards differ."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(tokens, 8, generator=generator, dtype=torch.float64)
+    x *= torch.linspace(0.5, 2, tokens, dtype=torch.float64)[:, None]
+    return x, torch.randint(0, 5, (tokens,), generator=generator)
+
+
+def gradient(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of the mean loss over these tokens, flat."""
+    model.zero_grad()
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
+
+
+def summed_gradients(
+    variants: list[tuple[tuple[int, ...], bool, bool]],
+) -> list[torch.Tensor]:
+    """What this process gets when all add up the gradients of their shards: shards, weighted, batch norm."""
+    results = []
+    for shards, weigh, batch_norm in variants:
+        own = [torch.split(part, shards)[dist.get_rank()] for part in batch(sum(shards))]
+        local = gradient(network(batch_norm), *own)
+        if weigh:
+            local *= len(own[1]) / sum(shards)
+        results.append(run_distributed(plans.ring(len(shards)), local))
+    return results

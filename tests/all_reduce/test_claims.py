@@ -1,7 +1,12 @@
 """The source's claims on all-reduce, each decided by a run."""
 
+import sys
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from gpuedu.all_reduce.cost import (
     SWEEPS,
@@ -13,8 +18,67 @@ from gpuedu.all_reduce.cost import (
 )
 from gpuedu.all_reduce.plan import ALL_REDUCES, hierarchical, ring
 from gpuedu.all_reduce.run import run_local
+from gpuedu.distributed import launch
 from gpuedu.hardware import GPUS, LINKS, Cluster, Link
 from gpuedu.transformer import MODELS
+
+sys.path.append(str(Path(__file__).parent))  # for new processes too, which get these paths
+import all_reduce_jobs as jobs
+
+# C03: whether the GPUs add or average their gradients, the result is the gradient of the whole batch.
+
+EQUAL, RAGGED = {2: (24, 24), 4: (12, 12, 12, 12)}, {2: (30, 18), 4: (21, 3, 9, 15)}
+
+
+@cache
+def summed(n):
+    """What n processes get, by variant: shards, whether weighted by tokens, whether with batch norm."""
+    variants = [(EQUAL[n], False, False), (RAGGED[n], False, False)]
+    variants += [(RAGGED[n], True, False), (EQUAL[n], False, True)]
+    by_rank = launch(n, jobs.summed_gradients, variants, timeout_s=100)
+    for own in by_rank:
+        assert all(torch.equal(mine, first) for mine, first in zip(own, by_rank[0], strict=True))
+    return dict(zip(variants, by_rank[0], strict=True))
+
+
+def off(shards, weigh, batch_norm, divisor):
+    """How far the processes' result is from the whole batch's gradient, relative to its length."""
+    whole = jobs.gradient(jobs.network(batch_norm), *jobs.batch(sum(shards)))
+    result = summed(len(shards))[shards, weigh, batch_norm]
+    return float((result / divisor - whole).norm() / whole.norm())
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_c03_the_mean_over_equal_shards_is_the_gradient_of_the_batch(n):
+    assert off(EQUAL[n], False, False, divisor=n) < 1e-14
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_c03_the_sum_is_as_many_times_too_long(n):
+    assert off(EQUAL[n], False, False, divisor=1) == pytest.approx(n - 1)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_c03_a_mean_of_means_over_unequal_shards_is_another_gradient(n):
+    assert off(RAGGED[n], False, False, divisor=n) > 0.2
+    assert off(RAGGED[n], True, False, divisor=1) < 1e-14  # weighted by their tokens
+
+
+def test_c03_batch_statistics_are_those_of_the_shard():
+    assert off(EQUAL[4], False, True, divisor=4) > 0.2
+
+
+def test_c03_adam_hides_the_factor_and_sgd_does_not():
+    def step(make, factor):
+        weight = torch.nn.Parameter(torch.ones(50, dtype=torch.float64))
+        weight.grad = factor * torch.linspace(-1, 1, 50, dtype=torch.float64)
+        make([weight]).step()
+        return (weight.detach() - 1).norm()
+
+    sgd, adam = (lambda w: torch.optim.SGD(w, lr=1e-3)), (lambda w: torch.optim.Adam(w, lr=1e-3))
+    assert float(step(sgd, 4) / step(sgd, 1)) == pytest.approx(4)
+    assert float(step(adam, 4) / step(adam, 1)) == pytest.approx(1, abs=1e-6)
+
 
 # C04: after an all-reduce, every GPU holds the same aggregate.
 

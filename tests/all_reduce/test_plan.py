@@ -152,6 +152,22 @@ def test_a_rank_of_a_ring_sends_no_more_than_it_must(n):
         assert {plan.bytes_sent(r, 840 * n) for r in range(n)} == {2 * (n - 1) * 840}
 
 
+@pytest.mark.parametrize("n", range(1, 5))
+def test_no_all_reduce_of_an_element_takes_fewer_messages(n):
+    """By trying all: whoever gets a message knows what its sender knew, which is kinder than a sum."""
+    start, everything = tuple(1 << rank for rank in range(n)), ((1 << n) - 1,) * n
+    known, messages = {start}, 0
+    while everything not in known:
+        known = {
+            (*state[:dst], state[dst] | state[src], *state[dst + 1 :])
+            for state in known
+            for src in range(n)
+            for dst in range(n)
+        }
+        messages += 1
+    assert messages == 2 * (n - 1)
+
+
 def test_across_nodes_a_hierarchical_rank_sends_its_part_alone():
     nodes, gpus, size = 4, 8, 32_000
     links = hierarchical(nodes, gpus).link_bytes(size)

@@ -1,19 +1,20 @@
 """The figures show the plans and the prices, and every control of the explorers does what it says."""
 
 import json
+from collections import Counter
 from math import log10
 
 import pytest
 
-from gpuedu.all_reduce.cost import candidate_times, plan_time, simulate, winner
-from gpuedu.all_reduce.plan import ALL_REDUCES, contributions, hierarchical, ring
-from gpuedu.all_reduce.plot import stepper, winner_map
+from gpuedu.all_reduce.cost import FITS, SWEEPS, candidate_times, plan_time, simulate, winner
+from gpuedu.all_reduce.plan import ALL_REDUCES, Collective, Plan, contributions, hierarchical, ring, tree
+from gpuedu.all_reduce.plot import measured, plan_figure, stepper, winner_map
 from gpuedu.all_reduce.plot.winner_map import CANDIDATES, FILLS, SIZES
 from gpuedu.all_reduce.plot.words import BYTES, NAMES, SECONDS, in_units
 from gpuedu.explorer import Choice, Integer, Real, Step
 from gpuedu.hardware import GPUS, LINKS, Cluster, Link
 
-EXPLORERS = {explorer.id: explorer for explorer in (stepper, winner_map)}
+EXPLORERS = {explorer.id: explorer for explorer in (stepper, winner_map, measured)}
 PRESETS = [(explorer, preset) for explorer in EXPLORERS.values() for preset in explorer.presets]
 
 
@@ -101,6 +102,21 @@ def test_finished_picture_says_when_and_over_which_links(view):
     assert {(src, dst) for src, dst, *_ in heads["customdata"]} == plan.link_bytes(100).keys()
 
 
+def test_a_plan_by_hand_is_drawn_too():
+    by_hand = Plan("mine", Collective.ALL_REDUCE, 3, 1, tree(3).rounds)
+    for step in (None, 0, 2):
+        drawn = plan_figure(by_hand, 10**6, step=step)
+        assert drawn == stepper.figure(**stepper.defaults | {
+            "algorithm": "tree", "world_size": 3, "megabytes": 1.0, "step": step
+        })  # fmt: skip
+    with pytest.raises(ValueError, match="step=5: must be from 0 to 4"):
+        plan_figure(by_hand, 10**6, step=5)
+    with pytest.raises(ValueError, match="lacks the contribution"):
+        plan_figure(Plan("half", Collective.ALL_REDUCE, 3, 1, tree(3).rounds[:2]), 10**6, step=1)
+    with pytest.raises(ValueError, match="a second time"):
+        plan_figure(Plan("mine", Collective.ALL_REDUCE, 2, 2, ring(2).rounds[:1] * 2), 10**6)
+
+
 def test_before_the_first_round_nothing_has_happened():
     figure = stepper.figure(**stepper.defaults | {"step": 0})
     assert all(not any(trace["x"]) for trace in figure["data"] if trace["type"] == "bar")
@@ -114,9 +130,15 @@ def test_stepper_takeaway_is_the_price():
         plan = ALL_REDUCES[name](16)
         text = stepper.takeaway(**values)
         assert f"**{in_units(plan_time(plan, 10**8, cluster), SECONDS)}**" in text
-        busiest = max(f(r, 10**8) for r in range(16) for f in (plan.bytes_sent, plan.bytes_received))
-        if name == "parameter_server":
-            assert busiest == 15 * 10**8
+        ports = Counter()  # of each rank: out and in, inside its node and to others
+        for (src, dst), size in plan.link_bytes(10**8).items():
+            far = src // 4 != dst // 4
+            ports[src, "out", far] += size
+            ports[dst, "in", far] += size
+        busiest = max(ports.values()) / 1e8
+        between = max(size for (_, _, far), size in ports.items() if far) / 1e8
+        assert f"the busiest link carries **{busiest:.3g} arrays** in one direction" in text
+        assert f"the busiest one between nodes **{between:.3g} arrays**" in text
 
 
 def test_pieces_are_simulated():
@@ -217,7 +239,73 @@ def test_only_latency_times_bandwidth_moves_the_borders():
     assert areas(one) == areas(same) != areas(other)
 
 
-# Both -------------------------------------------------------------------------------------------
+# Model and measurement --------------------------------------------------------------------------
+
+
+def named(figure):
+    return {trace["name"]: trace for trace in figure["data"] if "name" in trace}
+
+
+@pytest.mark.parametrize("machine", SWEEPS)
+def test_points_are_the_measurements_and_lines_the_models(machine):
+    sweep = SWEEPS[machine]
+    figure = measured.figure(machine=machine, latency=3.0, bandwidth=120.0)
+    drawn = named(figure)
+    points = list(zip(drawn["measured"]["x"], drawn["measured"]["y"], strict=True))
+    assert points == list(sweep.points)
+
+    n = sweep.world_size
+    factor = 2 * (n - 1) / n
+    for nbytes, rate in zip(drawn["two numbers"]["x"], drawn["two numbers"]["y"], strict=True):
+        seconds = 2 * (n - 1) * 3e-6 + factor * nbytes / 120e9
+        assert rate == pytest.approx(factor * nbytes / seconds)
+    residuals = next(trace for trace in figure["data"] if trace.get("yaxis") == "y2")
+    for nbytes, ratio, (_, rate) in zip(residuals["x"], residuals["y"], points, strict=True):
+        seconds = 2 * (n - 1) * 3e-6 + factor * nbytes / 120e9
+        assert ratio == pytest.approx(seconds * rate / (factor * nbytes))
+    assert all(abs(log10(ratio)) < figure["layout"]["yaxis2"]["range"][1] for ratio in residuals["y"])
+
+
+def test_lines_of_others_do_not_move():
+    for machine, sweep in SWEEPS.items():
+        here, there = (named(measured.figure(machine=machine, latency=a, bandwidth=b))
+                       for a, b in ((0.1, 2000), (100, 5)))  # fmt: skip
+        assert ("datasheets" in here) == (sweep.cluster is not None)
+        assert ("Vidur's fit" in here) == (machine in FITS)
+        for name in here.keys() - {"two numbers"}:
+            assert here[name] == there[name]
+    a100 = named(measured.figure(machine="8 x A100", latency=1.9, bandwidth=300.0))
+    for nbytes, rate in zip(a100["Vidur's fit"]["x"], a100["Vidur's fit"]["y"], strict=True):
+        assert rate == pytest.approx(1.75 * nbytes / (70e-6 + 1.75 * nbytes / 181e9))
+    # In one node the datasheet's two numbers are the datasheet's line
+    assert a100["datasheets"]["y"] == pytest.approx(a100["two numbers"]["y"])
+    limit = named(measured.figure(machine="4 x 8 B200", latency=4.0, bandwidth=50.0))["datasheets"]["y"][-1]
+    across, inside = 2 * 3 / 4 / 8 / 50e9, 2 * 7 / 8 / 900e9
+    assert limit == pytest.approx(2 * 31 / 32 / (across + inside), rel=0.01)
+
+
+def test_measured_takeaway_says_how_far_off():
+    values = measured.defaults
+    text = measured.takeaway(**values)
+    off = sorted((max(t / m, m / t), s) for s, t, m in (
+        (s, 14 * 1.9e-6 + 1.75 * s / 300e9, seconds) for s, seconds in SWEEPS["8 x A100"].times
+    ))  # fmt: skip
+    assert f"**{off[len(off) // 2][0]:.3g}** at the median" in text
+    assert f"**{off[-1][0]:.3g}** at the worst, {in_units(off[-1][1], BYTES)}" in text
+    assert "537 MB took 1.34 times as long" in text
+
+
+def test_measured_presets_tell_the_story():
+    """Datasheets are good for a factor of two; a fit is better; one ring over four nodes is far off."""
+    worst = {}
+    for preset in measured.presets:
+        text = measured.takeaway(**measured.values_of(preset))
+        worst[preset.name] = float(text.split("**")[3])
+    assert worst["a100-fit"] < worst["a100"] < 2 and worst["h100"] < 2
+    assert worst["flat"] > 7 > 2.5 > worst["nodes"]
+
+
+# All --------------------------------------------------------------------------------------------
 
 
 @each_preset
@@ -268,6 +356,8 @@ def test_everything_shown_is_json_small_and_names_its_numbers(explorer, preset):
         (stepper, {"step": 10_000}, "must be from 0 to"),
         (winner_map, {"world_size": 1}, "world_size=1: must be from 2 to 1024"),
         (winner_map, {"latency": 0}, "latency=0: must be from 0.1"),
+        (measured, {"machine": "8 x V100"}, "machine='8 x V100': must be one of 8 x A100"),
+        (measured, {"bandwidth": 4}, "bandwidth=4: must be from 5"),
     ],
 )
 def test_what_cannot_be_shown_says_why(explorer, values, message):
@@ -278,7 +368,7 @@ def test_what_cannot_be_shown_says_why(explorer, values, message):
 @pytest.mark.parametrize(
     "value, steps, text",
     [(999.9, BYTES, "1 kB"), (1e12, BYTES, "1 TB"), (0.5, BYTES, "0.5 B"), (1.234e-3, SECONDS, "1.23 ms"),
-     (123.4, SECONDS, "123 s")],
+     (123.4, SECONDS, "123 s"), (1234, SECONDS, "1,234 s"), (2.5e15, BYTES, "2,500 TB")],
 )  # fmt: skip
 def test_numbers_are_written_in_units(value, steps, text):
     assert in_units(value, steps) == text

@@ -55,6 +55,53 @@ def test_stubs_fail_and_solutions_pass(lab):
 
 
 WRONG = {
+    "all_reduce": [
+        [
+            "my_chunks, my_rounds = 5, None",
+            "my_chunks, my_rounds = 0, []",
+            "my_chunks, my_rounds = 'five', []",
+            "my_chunks, my_rounds = 1, [[1]]",
+            "my_chunks, my_rounds = 1, [[plan.Transfer(0, 5, 0, 1, True)]]",
+            "my_chunks, my_rounds = 1, plan.tree(5).rounds",
+            "my_chunks, my_rounds = 1, plan.recursive_doubling(5).rounds",
+        ],
+        [
+            "busbw = None",
+            "busbw = lambda *given: 'fast'",
+            "busbw = lambda *given: float('nan')",
+            "busbw = lambda kind, n, size, s: (1 + (kind == 'all_reduce')) * (n - 1) / n * size / s",
+        ],
+        [
+            "checksum = is_wrong = None",
+            "checksum, is_wrong = (lambda x: 0), (lambda total, announced: True)",
+            "checksum, is_wrong = (lambda x: 0), (lambda total, announced: False)",
+            "checksum, is_wrong = (lambda x: x.sum()), (lambda total, sums: total.sum() != sum(sums))",
+        ],
+    ],
+    "flash_attention": [
+        [
+            "fold = None",
+            "fold = lambda m, l, o, s, v: None",
+            "fold = lambda m, l, o, s, v: (m, l, o)",
+            "def fold(m, l, o, s, v):\n"
+            "    new = torch.maximum(m, s.max())\n"
+            "    p = torch.exp(s - new)\n"
+            "    return new, l * torch.exp(m - new) + p.sum(), o + p @ v",
+        ],
+        [
+            "tile_backward = None",
+            "tile_backward = lambda q, k, v, do, lse, D: (q, k)",
+            "tile_backward = lambda q, k, v, do, lse, D: (q, k, v)",
+        ],
+        [
+            "my_tile = None",
+            "my_tile = 64",
+            "my_tile = (0, 64)",
+            "my_tile = ('a', 'b')",
+            "my_tile = (256, 256)",
+            "my_tile = (32, 256)",
+        ],
+    ],
     "pipeline_parallel": [
         [
             "my_schedule = ['F0 X1']",
@@ -69,7 +116,35 @@ WRONG = {
             "my_warm_up = [9, 9, 9, 9]",
             "my_warm_up = None",
         ],
-    ]
+    ],
+    "tensor_parallel": [
+        [
+            "row_parallel = None",
+            "row_parallel = lambda x, w, b, group: None",
+            "row_parallel = lambda x, w, b, group: x @ w",
+            "row_parallel = lambda x, w, b, group: torch.zeros(5)",
+            "row_parallel = lambda x, w, b, group: run.reduce_from(x @ w.T + b, group)",
+            "row_parallel = lambda x, w, b, group: run.reduce_from(x @ w.T, group).detach() + b",
+            "row_parallel = lambda x, w, b, group: run.reduce_from(run.copy_to(x, group) @ w.T, group) + b",
+            "row_parallel = lambda x, w, b, group: x @ w.T + b if group.rank else run.reduce_from(x, group)",
+        ],
+        [
+            "my_cut = None",
+            "my_cut = {'qkv': 'columns'}",
+            "my_cut = {'qkv': 'columns', 'out': 'rows', 'up': 'columns', 'down': ['rows']}",
+            "my_cut = dict.fromkeys(('qkv', 'out', 'up', 'down'), 'whole')",
+            "my_cut = dict.fromkeys(('qkv', 'out', 'up', 'down'), 'columns')",
+            "my_cut = dict.fromkeys(('qkv', 'out', 'up', 'down'), 'rows')",
+        ],
+        [
+            "kv_head = copies = None",
+            "kv_head = copies = lambda rank, ranks, kv_heads: 1 / 0",
+            "kv_head = lambda rank, ranks, kv_heads: rank // (ranks // kv_heads)\n"
+            "copies = lambda rank, ranks, kv_heads: [rank]",
+            "kv_head = lambda rank, ranks, kv_heads: rank // (ranks // kv_heads)\n"
+            "copies = lambda rank, ranks, kv_heads: None",
+        ],
+    ],
 }
 
 

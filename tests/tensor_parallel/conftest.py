@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent))  # the jobs' modules; for new processes too, which get these paths
-
 sys.path.append(str(Path(__file__).parent))  # the jobs of this folder are imported by new processes too
 
 

@@ -381,15 +381,11 @@ def test_no_collective_can_be_left_out_doubled_or_exchanged(plan, data):
     if plan.communications:
         i = data.draw(st.integers(0, len(plan.communications) - 1))
         before, call, after = plan.communications[:i], plan.communications[i], plan.communications[i + 1 :]
-        broken = [before + after]
-        if call.phase is not STEP:
-            broken.append((*before, call, call, *after))
-            others = set(Collective) - {call.collective}
-            broken += [
-                (*before, replace(call, collective=other), *after) for other in sorted(others, key=str)
-            ]
-            broken.append((*before, replace(call, count=call.count + 1), *after))
-            broken.append((*before, replace(call, ranks=call.ranks + 1), *after))
+        others = sorted(set(Collective) - {call.collective}, key=str)
+        broken = [before + after, (*before, call, call, *after)]
+        broken += [(*before, replace(call, collective=other), *after) for other in others]
+        broken.append((*before, replace(call, count=call.count + 1), *after))
+        broken.append((*before, replace(call, ranks=call.ranks + 1), *after))
         for communications in broken:
             with pytest.raises(ValueError):
                 validate(replace(plan, communications=communications))
@@ -412,8 +408,13 @@ def test_what_is_invalid_is_said_where():
     plan = shard(MODELS["llama-3-8b"], 16, sequence_parallel=True)
     for what in ("gradients of whole parameters", "gradients of copied KV heads"):
         kept = tuple(c for c in plan.communications if c.what != what)
-        with pytest.raises(ValueError, match=f"gradients, step: {what}: must be summed"):
+        with pytest.raises(ValueError, match=f"gradients, step: {what}: must be summed once"):
             validate(replace(plan, communications=kept))
+    # Without sequence parallelism the gradients of whole parameters are equal; summed, they are t times
+    summed = plan.at("gradients", STEP)[0]
+    plan = shard(MODELS["llama-3-8b"], 16)
+    with pytest.raises(ValueError, match="gradients of whole parameters: must not be summed so"):
+        validate(replace(plan, communications=(*plan.communications, summed)))
 
 
 # Bad input ----------------------------------------------------------------------------------------

@@ -127,6 +127,16 @@ def test_collectives_and_their_bytes_are_written(sp, training):
     assert len(bands) == len({(c.site, c.phase) for c in plan.layer})
 
 
+def test_what_has_no_backward_takes_the_whole_width():
+    training, inference = (block(shard(MODELS["llama-3-8b"], 4, training=way)) for way in (True, False))
+    for figure, column, number in ((training, 4.7, 4), (inference, 10, 2)):
+        bands = polygons(traces(figure, "collect")[0])
+        sides = {(min(x for x, _ in band), max(x for x, _ in band)) for band in bands}
+        assert len(bands) == number and (0, column) in sides
+    drawn = polygons(traces(inference, "GPU 0")[-1])
+    assert len(drawn) == 7 and 7.5 < max(x for outline in drawn for x, _ in outline) <= 10
+
+
 def test_the_pointer_is_told_what_each_box_is():
     plan = shard(MODELS["llama-3-70b"], 8, recompute="selective", dropout=False)
     (told,) = (trace["text"] for trace in block(plan)["data"] if trace.get("mode") == "none")
@@ -180,8 +190,7 @@ def shares(preset):
 
 def test_speed_tells_its_story():
     by_name = {preset.name: shares(preset) for preset in speed_explorer.presets}
-    node, network = "NVLink in nodes of 8, InfiniBand between", "InfiniBand alone"
-    wide = "NVLink between all GPUs"
+    node, network, wide = "NVLink in nodes of 8", "InfiniBand alone", "NVLink between all"
     plain = by_name["node"]
     assert plain[node, 8] > 80 > 50 > plain[network, 8]
     assert plain[node, 16] < plain[wide, 16] < plain[node, 8]

@@ -31,6 +31,8 @@ from gpuedu.tensor_parallel.run import (
     VocabParallelEmbedding,
     alone,
     layout,
+    measure,
+    planned_traffic,
     reshard,
     shard,
     simulate,
@@ -589,12 +591,38 @@ def test_bad_arguments_of_the_command_end_in_one_line(arguments, message, monkey
         ({"training": False}, "training=False: must be True"),
         ({"recompute": "full"}, "recompute='full', dropout=False: must be"),
         ({"dropout": True}, "recompute='none', dropout=True: must be"),
+        ({"itemsize": 2}, "itemsize=2: must be 4, that of a torch.float32"),
     ],
 )
 def test_plans_that_are_not_carried_out_are_refused(changed, message):
-    how = {"tensor_parallel": 2, "sequence": 8, "dropout": False} | changed
+    how = {"tensor_parallel": 2, "sequence": 8, "dropout": False, "itemsize": 4} | changed
     with pytest.raises(ValueError, match=message):
-        check_plan(plan.shard(jobs.LLAMA, **how), 2)
+        check_plan(plan.shard(jobs.LLAMA, **how), 2, torch.float32)
+
+
+def test_measuring_counts_what_is_planned_however_ranks_wait_for_each_other():
+    cut = plan.shard(jobs.LLAMA, 2, sequence=8, sequence_parallel=True, dropout=False, itemsize=4)
+    ways = [{}, {"check": False}, {"check": False, "meet": True}]
+    checked, plain, met = launch(2, lambda: [measure(cut, 2, **way) for way in ways])[0]
+    for each in (checked, plain, met):
+        assert each.losses == checked.losses and len(each.losses) == 3
+        assert each.traffic == planned_traffic(cut)
+        assert 0 < each.communication_s < each.communication_s + each.waiting_s < each.step_s
+    assert met.waiting_s > 10 * plain.waiting_s  # a barrier each, against nothing
+
+
+def test_waiting_is_told_from_what_a_collective_takes():
+    def come_late():
+        groups = [world(meet=meet) for meet in (True, False)]
+        for group in groups:
+            group.all_reduce(torch.ones(1), Phase.FORWARD)  # the first of a kind is slow
+            time.sleep(0.3 * group.rank)
+            group.all_reduce(torch.ones(1), Phase.FORWARD)
+        return [group.calls[1] for group in groups]
+
+    (met, unmet), (late, _) = launch(2, come_late)
+    assert met.waited_s > 0.2 > met.seconds and late.waited_s < 0.2
+    assert unmet.waited_s < 0.2 < unmet.seconds
 
 
 def test_the_package_itself_does_not_import_torch():

@@ -18,27 +18,23 @@ from .closed_forms import (
 )
 from .measured import (
     FITS,
-    LARGE_BUS_BANDWIDTH,
-    SMALL_LATENCY_S,
     SWEEPS,
     Fit,
     Sweep,
     fit_latency_and_bandwidth,
 )
 from .rounds import plan_time, reduction_gamma, round_times
-from .simulation import Message, Timeline, simulate
+from .simulation import Message, Trace, simulate
 
 __all__ = [
     "FITS",
-    "LARGE_BUS_BANDWIDTH",
     "NCCL_ALGORITHMS",
-    "SMALL_LATENCY_S",
     "SWEEPS",
     "Fit",
     "Message",
     "Sweep",
     "Terms",
-    "Timeline",
+    "Trace",
     "algorithm_bandwidth",
     "best_pieces",
     "bus_bandwidth",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from gpuedu.pipeline_parallel.plan.schedule import check_count
+from gpuedu.checks import check_amount, check_count
 
 from ..plan import Collective
-from .checks import check_amount
 
 
 def algorithm_bandwidth(nbytes: float, seconds: float) -> float:

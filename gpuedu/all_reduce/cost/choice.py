@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from gpuedu.checks import check_amount
 from gpuedu.hardware import Link
 
 from ..plan import ALL_REDUCES
-from .checks import check_amount
 from .closed_forms import Terms, best_pieces, collective_time, terms
 
 NCCL_ALGORITHMS = ("ring", "double_binary_tree")

@@ -11,10 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf, isqrt
 
+from gpuedu.checks import check_amount, check_count
 from gpuedu.hardware import Cluster, Link
-from gpuedu.pipeline_parallel.plan.schedule import check_count
-
-from .checks import check_amount
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,8 @@ def terms(algorithm: str, world_size: int) -> Terms:
     parameter server                2 (n - 1)          2 (n - 1)                  n - 1
     ==============================  =================  =========================  ==================
 
-    The ring's and, where n is a power of two, halving-doubling's 2 (n - 1) / n is the least that any
-    algorithm can send.
+    The ring's and, where n is a power of two, halving-doubling's 2 (n - 1) / n is the least that the
+    busiest rank of any algorithm can send.
 
     References
     ----------

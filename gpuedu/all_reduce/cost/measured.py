@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpuedu.checks import check_amount
+from gpuedu.hardware import GPUS, LINKS, Cluster
+
 from ..plan import Collective
 from .bandwidth import bus_factor
-from .checks import check_amount
 
 KIB = 2**10
 
@@ -28,6 +30,8 @@ class Sweep:
         ``(bytes, bus bandwidth in bytes/s)``.
     source : str
         Who measured it, where it stands.
+    cluster : Cluster, optional
+        The machine as its datasheets describe it; None where the source does not name GPU and network.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Sweep:
     gpus_per_node: int
     points: tuple[tuple[int, float], ...]
     source: str
+    cluster: Cluster | None = None
 
     @property
     def times(self) -> tuple[tuple[int, float], ...]:
@@ -123,35 +128,65 @@ def fit_latency_and_bandwidth(points: Sequence[tuple[float, float]]) -> tuple[fl
     return latency, 1 / slope
 
 
-def _sweep(name: str, world_size: int, gpus_per_node: int, gigabytes: tuple, source: str) -> Sweep:
-    """Bus bandwidths in GB/s from 32 KiB on, sizes doubling."""
-    points = tuple((32 * KIB << i, busbw * 1e9) for i, busbw in enumerate(gigabytes))
-    return Sweep(name, world_size, gpus_per_node, points, source)
-
-
 _BEKMAN = "Bekman, Machine Learning Engineering, network/benchmarks (github.com/stas00/ml-engineering)"
+
+
+def _by_torch(name: str, nodes: int, cluster: Cluster | None, gigabytes: tuple, source: str) -> Sweep:
+    """Bekman's: bus bandwidths in GB/s from 32 KiB on, sizes doubling, the call from PyTorch timed."""
+    points = tuple((32 * KIB << i, busbw * 1e9) for i, busbw in enumerate(gigabytes))
+    return Sweep(name, 8 * nodes, 8, points, f"{_BEKMAN}: {source}", cluster)
+
+
+def _by_nccl_tests(name: str, gpu: str, link: str, version: str, microseconds: tuple) -> Sweep:
+    """NVIDIA's: times of nccl-tests in microseconds from 512 B on, sizes doubling, 16-bit numbers."""
+    cluster = Cluster(GPUS[gpu], 8, 1, LINKS[link], LINKS["InfiniBand-NDR"])
+    factor = bus_factor(Collective.ALL_REDUCE, 8)
+    points = tuple((512 << i, factor * (512 << i) / (t * 1e-6)) for i, t in enumerate(microseconds))
+    source = f"aiconfigurator-core 0.12 (NVIDIA, Apache-2.0), nccl_perf: all_reduce of half, NCCL {version}"
+    return Sweep(name, 8, 8, points, source, cluster)
+
 
 SWEEPS = {
     sweep.name: sweep
     for sweep in (
-        _sweep(
-            "8 x H200", 8, 8,
+        _by_nccl_tests(
+            "8 x A100", "A100-80GB", "NVLink3", "2.27.3",
+            (22.57, 21.77, 21.53, 21.43, 21.27, 22.55, 25.96, 28.06, 27.41, 27.5, 30.08, 38.85, 53.7, 77.31,
+             128, 216.5, 367, 595.3, 1169.1, 2182.5, 4225.9),
+        ),
+        _by_nccl_tests(
+            "8 x H100", "H100-SXM", "NVLink4", "2.29.2",
+            (15.59, 15.6, 15.68, 16.02, 15.96, 18.98, 18.44, 18.68, 19, 19.15, 20.13, 25.4, 38.18, 50.49,
+             78.91, 121.91, 199.8, 324.53, 578.74, 1092.1, 2111.06),
+        ),
+        _by_nccl_tests(
+            "8 x H200", "H200", "NVLink4", "2.29.2",
+            (16.01, 16.76, 15.98, 16.04, 16.67, 18.3, 18.38, 19.89, 21.45, 20.8, 20.46, 26.14, 37.46, 51.37,
+             78.3, 121.74, 197.34, 319.63, 564.52, 1052.63, 2040.31),
+        ),
+        _by_torch(
+            "8 x H200, by PyTorch", 1, Cluster(GPUS["H200"], 8, 1, LINKS["NVLink4"], LINKS["InfiniBand-NDR"]),
             (1.44, 2.93, 5.73, 11.74, 23.94, 39.93, 64.53, 107.16, 155.53, 219.89,
              275.84, 346.51, 401.93, 436.15, 450.29, 463.58, 469.17, 473.10, 477.45, 482.26),
-            _BEKMAN + ": results/all-reduce-8xH200.md, torch 2.9.1, NCCL 2.27.7, NVLink 4. NCCL took Ring "
-            "up to 1 MiB and NVLS, which adds in the switch, from 2 MiB on; without NVLS 367.61 GB/s",
+            "results/all-reduce-8xH200.md, torch 2.9.1, NCCL 2.27.7. NCCL took Ring up to 1 MiB and NVLS, "
+            "which adds in the switch, from 2 MiB on; without NVLS 367.61 GB/s",
         ),
-        _sweep(
-            "4 x 8 B200", 32, 8,
+        _by_nccl_tests(
+            "8 x B200", "B200", "NVLink5", "2.29.2",
+            (25.09, 25.19, 25.65, 25.98, 26.02, 26.55, 27.33, 29.02, 28.08, 28.32, 28.45, 30.14, 32.08, 53.37,
+             71.58, 99.07, 167.82, 278.33, 398.37, 715.41, 1334.56),
+        ),
+        _by_torch(
+            "4 x 8 B200", 4, Cluster(GPUS["B200"], 8, 4, LINKS["NVLink5"], LINKS["InfiniBand-NDR"]),
             (0.65, 1.27, 2.35, 4.06, 6.99, 12.47, 20.79, 31.63, 50.61, 71.80,
              142.90, 197.77, 260.50, 283.23, 309.91, 365.99, 371.26, 374.66, 376.14, 376.71),
-            _BEKMAN + ": README.md of 2026, all_reduce_bench.py; 400 Gbit/s of network for each GPU",
+            "README.md of 2026, all_reduce_bench.py; 400 Gbit/s of network for each GPU",
         ),
-        _sweep(
-            "32 GPUs", 32, 8,
+        _by_torch(
+            "4 x 8, unnamed", 4, None,
             (0.92, 1.61, 3.05, 5.18, 9.17, 17.13, 23.79, 40.30, 68.62, 93.93,
              98.34, 84.90, 88.23, 91.01, 92.95, 94.15, 92.66, 92.09, 91.80, 91.69),
-            _BEKMAN + ": README.md until 2025, all_reduce_bench.py on 4 nodes; GPU and network not stated",
+            "README.md until 2025, all_reduce_bench.py on 4 nodes; GPU and network not stated",
         ),
     )
 }  # fmt: skip
@@ -166,10 +201,4 @@ FITS = {
         Fit("8 x H100", 8, 35e-6, 366e9, _VIDUR),
     )
 }
-"""Alpha-beta fits by machine."""
-
-LARGE_BUS_BANDWIDTH = {"A100": 222e9, "H100": 445e9, "H200": 461e9, "B200": 704e9}
-"""Bus bandwidth of an all-reduce of 512 MB over one node of 8 GPUs, bytes/s: aiconfigurator-core 0.12."""
-
-SMALL_LATENCY_S = {"A100": 23e-6, "H100": 16e-6, "H200": 16e-6, "B200": 25e-6}
-"""Time of an all-reduce of few bytes over one node of 8 GPUs, seconds: aiconfigurator-core 0.12."""
+"""Alpha-beta fits to other measurements, by machine."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from gpuedu.checks import check_amount
 from gpuedu.hardware import GPU, Cluster
 
 from ..plan import Plan, Transfer
-from .checks import check_amount, check_placed
+from .checks import check_placed
 
 
 def round_times(

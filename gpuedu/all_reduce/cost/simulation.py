@@ -10,11 +10,11 @@ from heapq import heapify, heappop, heappush
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
+from gpuedu.checks import check_amount, check_count
 from gpuedu.hardware import Cluster
-from gpuedu.pipeline_parallel.plan.schedule import check_count
 
 from ..plan import Plan, Transfer
-from .checks import check_amount, check_placed
+from .checks import check_placed
 
 
 class Message(NamedTuple):
@@ -30,7 +30,7 @@ class Message(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Timeline:
+class Trace:
     """A plan in time.
 
     Parameters
@@ -56,7 +56,7 @@ def simulate(
     pieces: int = 1,
     gamma: float = 0.0,
     itemsize: int = 1,
-) -> Timeline:
+) -> Trace:
     """Run ``plan`` on a clock without waiting at the end of rounds, each chunk cut into ``pieces``.
 
     Pieces are what makes a tree fast: while a rank passes one on, its children send the next.
@@ -78,7 +78,7 @@ def simulate(
 
     Returns
     -------
-    Timeline
+    Trace
         In seconds.
 
     Raises
@@ -145,7 +145,7 @@ def simulate(
                 if not queued[fed].missing[piece]:
                     ports.offer(piece, fed, queued[fed])
     messages.sort(key=lambda message: message.end)
-    return Timeline(plan, tuple(messages), now)
+    return Trace(plan, tuple(messages), now)
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuedu.pipeline_parallel.plan.schedule import check_count
+from gpuedu.checks import check_count
 
 from .collective import Collective, Plan, Transfer
 from .trees import and_back

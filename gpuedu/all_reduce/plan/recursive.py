@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from gpuedu.pipeline_parallel.plan.schedule import check_count
+from gpuedu.checks import check_count
 
 from .collective import Collective, Plan, Rounds, Transfer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuedu.pipeline_parallel.plan.schedule import check_count
+from gpuedu.checks import check_count
 
 from .collective import Collective, Plan, Rounds, Transfer
 
@@ -68,8 +68,8 @@ def all_gather(world_size: int) -> Plan:
 def ring(world_size: int) -> Plan:
     """Ring all-reduce: a ring reduce-scatter, then a ring all-gather.
 
-    No rank can send less than it does here, 2 (n - 1) / n of the array; but the number of rounds grows
-    with n.
+    Every rank sends 2 (n - 1) / n of the array; in no all-reduce does the busiest rank send less. But the
+    number of rounds grows with n.
 
     Parameters
     ----------
@@ -148,11 +148,17 @@ def hierarchical(nodes: int, gpus_per_node: int) -> Plan:
     return Plan("hierarchical", Collective.ALL_REDUCE, size, size, rounds)
 
 
-def _around(rings: list[range], width: int, *, reduce: bool, offsets: list[int] | None = None) -> Rounds:
-    """Rings of the same length n side by side: n parts of ``width`` chunks travel around each.
+def _around(
+    rings: list[range],
+    width: int,
+    *,
+    reduce: bool,
+    offsets: list[int] | None = None,
+) -> Rounds:
+    """Rings of n ranks side by side: n parts of ``width`` chunks go around each.
 
-    Ring i's part p begins at chunk ``offsets[i] + p * width``. With ``reduce`` part p ends on the ring's
-    rank p, without it it starts there.
+    Part p of ring i begins at chunk ``offsets[i] + p * width``. With ``reduce`` it
+    ends on the ring's rank p, without it it starts there.
     """
     size = len(rings[0])
     ahead = 1 if reduce else 0

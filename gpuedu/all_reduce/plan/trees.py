@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from gpuedu.pipeline_parallel.plan.schedule import check_count
+from gpuedu.checks import check_count
 
 from .collective import Collective, Plan, Rounds, Transfer, check_rank
 

@@ -140,29 +140,41 @@ def _promised(plan: Plan) -> Iterator[tuple[int, int, int]]:
         yield from ((rank, chunk, expected) for rank in ranks)
 
 
-def _run_round(plan: Plan, number: int, transfers: tuple[Transfer, ...], held: list[list[int]]) -> None:
+def _run_round(
+    plan: Plan,
+    number: int,
+    transfers: tuple[Transfer, ...],
+    held: list[list[int]],
+) -> None:
     """Carry out one round on ``held``."""
     arrived: dict[tuple[int, int], int] = {}
     for t in transfers:
-        source, target = held[t.src], held[t.dst]
         for chunk in range(t.start, t.stop):
-            new, old = source[chunk], target[chunk]
-            if not new:
-                wrong = f"sends chunk {chunk}, which it does not have"
-            elif t.reduce and not old:
-                wrong = f"adds to chunk {chunk}, which rank {t.dst} does not have"
-            elif t.reduce and new & old:
-                wrong = f"adds the contribution of {_ranks(new & old)} to chunk {chunk} a second time"
-            elif not t.reduce and old & ~new:
-                wrong = f"copies over chunk {chunk}, where the contribution of {_ranks(old & ~new)} is lost"
-            elif (t.dst, chunk) in arrived:
-                wrong = f"writes to chunk {chunk}, as another transfer of this round does"
-            else:
-                arrived[t.dst, chunk] = new | old if t.reduce else new
-                continue
-            raise ValueError(f"{plan.name}: round {number}: rank {t.src} to rank {t.dst} {wrong}")
+            new, old = held[t.src][chunk], held[t.dst][chunk]
+            wrong = _wrong(t, chunk, new, old, (t.dst, chunk) in arrived)
+            if wrong:
+                where = f"{plan.name}: round {number}: rank {t.src} to rank {t.dst}"
+                raise ValueError(f"{where} {wrong}")
+            arrived[t.dst, chunk] = new | old if t.reduce else new
     for (rank, chunk), contributions in arrived.items():
         held[rank][chunk] = contributions
+
+
+def _wrong(t: Transfer, chunk: int, new: int, old: int, written: bool) -> str:
+    """What is wrong with sending ``new`` to where ``old`` is; empty if nothing is."""
+    if not new:
+        return f"sends chunk {chunk}, which it does not have"
+    if t.reduce and not old:
+        return f"adds to chunk {chunk}, which rank {t.dst} does not have"
+    if t.reduce and new & old:
+        twice = _ranks(new & old)
+        return f"adds the contribution of {twice} to chunk {chunk} a second time"
+    if not t.reduce and old & ~new:
+        lost = _ranks(old & ~new)
+        return f"copies over chunk {chunk}, where the contribution of {lost} is lost"
+    if written:
+        return f"writes to chunk {chunk}, as another transfer of this round does"
+    return ""
 
 
 def _ranks(contributions: int) -> str:

@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from gpuedu.all_reduce.cost import plan_time, simulate
 from gpuedu.all_reduce.plan import ALL_REDUCES, Plan, Transfer, contributions, hierarchical, validate
-from gpuedu.all_reduce.plot.words import BYTES, NAMES, SECONDS, in_units
+from gpuedu.all_reduce.plot.words import BYTES, NAMES, SECONDS, arrays, in_units
 from gpuedu.explorer import Choice, Explorer, Integer, Preset, Real, Step, Table
 from gpuedu.hardware import GPUS, LINKS, Cluster
 from gpuedu.style import COLORS, ink_on, tint
@@ -33,8 +33,13 @@ def _plan(algorithm: str, world_size: int, gpus_per_node: int) -> Plan:
         )
     else:
         plan = hierarchical(world_size // gpus_per_node, gpus_per_node)
-    validate(plan)
     return plan
+
+
+@lru_cache(maxsize=64)
+def _check(plan: Plan) -> None:
+    """:func:`validate`, once a plan."""
+    validate(plan)
 
 
 @lru_cache(maxsize=64)
@@ -62,13 +67,41 @@ def _traffic(plan: Plan, nbytes: int, gpus_per_node: int) -> tuple:
     return tuple(accumulate(plan.rounds, after, initial=nothing))
 
 
-def stepper_figure(*, algorithm, world_size, gpus_per_node, megabytes, step, **_) -> dict:
-    """What ranks hold, who sends to whom, and the bytes through each link, after ``step`` rounds.
+def plan_figure(plan: Plan, nbytes: int, *, gpus_per_node: int = 8, step: int | None = None) -> dict:
+    """What ranks hold, who sends to whom, and the bytes through each link.
 
-    Without a step, all of it at once: when each chunk was complete, all links, all bytes.
+    Parameters
+    ----------
+    plan : Plan
+        A valid plan of sums, for example one written by hand.
+    nbytes : int
+        Bytes of the array.
+    gpus_per_node : int
+        Links inside a node are told from those between nodes.
+    step : int, optional
+        After so many rounds; without it all at once: when each chunk was complete, all links, all bytes.
+
+    Returns
+    -------
+    dict
+        A Plotly figure.
+
+    Raises
+    ------
+    ValueError
+        If the plan is wrong or has no such round.
+
+    Examples
+    --------
+    >>> from gpuedu.all_reduce.plan import ring
+    >>> figure = plan_figure(ring(4), 4_000_000, step=3)
+    >>> figure["data"][0]["text"][0]  # what rank 0 holds: ✓ where it is the sum of all
+    ['✓', '3', '2', '1']
     """
-    plan = _plan(algorithm, world_size, gpus_per_node)
-    nbytes, rounds = _bytes(megabytes), len(plan.rounds)
+    rounds = len(plan.rounds)
+    if step is not None and not 0 <= step <= rounds:
+        raise ValueError(f"step={step}: must be from 0 to {rounds}")
+    _check(plan)
     traffic = _traffic(plan, nbytes, gpus_per_node)
     if step is None:
         cells, drawn = _when_complete(plan), {(t.src, t.dst): t for t in plan.transfers}.values()
@@ -78,10 +111,10 @@ def stepper_figure(*, algorithm, world_size, gpus_per_node, megabytes, step, **_
         words = _chunk_words(plan, nbytes), f"round<br>{step} of {rounds}"
     near_out, far_out, near_in, far_in = traffic[-1]
     most = max(map(sum, (*zip(near_out, far_out, strict=True), *zip(near_in, far_in, strict=True)))) or 1
-    ranks = list(range(world_size))
+    ranks = list(range(plan.world_size))
     plain = {"showgrid": False, "zeroline": False, "fixedrange": True}
     layout = {
-        "height": max(300, world_size * ROW_PX + MARGIN_PX),
+        "height": max(300, plan.world_size * ROW_PX + MARGIN_PX),
         "barmode": "relative", "bargap": 0.3,
         "xaxis": plain | {"domain": [0, 0.52], "title": {"text": words[0]},
                           "range": [-0.5, plan.chunks - 0.5], "showticklabels": False, "ticks": ""},
@@ -90,13 +123,19 @@ def stepper_figure(*, algorithm, world_size, gpus_per_node, megabytes, step, **_
         "xaxis3": {"domain": [0.68, 1], "title": {"text": "in ← → out<br>bytes per GPU"},
                    "range": [-1.05 * most, 1.05 * most], "anchor": "y", "zeroline": True, "fixedrange": True,
                    "tickvals": [0, most], "ticktext": ["0", in_units(most, BYTES)]},
-        "yaxis": plain | {"range": [world_size - 0.5, -0.5],
+        "yaxis": plain | {"range": [plan.world_size - 0.5, -0.5],
                           "tickvals": ranks, "ticktext": [f"rank {r}" for r in ranks]},
         "margin": {"l": 60, "r": 32, "t": 64, "b": 76},
         "legend": {"itemwidth": 30, "font": {"size": 13}, "traceorder": "normal"},
     }  # fmt: skip
-    bars = _bars(traffic[rounds if step is None else step], gpus_per_node < world_size)
+    bars = _bars(traffic[rounds if step is None else step], gpus_per_node < plan.world_size)
     return {"data": [*cells, *_arcs(drawn), *bars], "layout": layout}
+
+
+def stepper_figure(*, algorithm, world_size, gpus_per_node, megabytes, step, **_) -> dict:
+    """:func:`plan_figure` of the reader's plan."""
+    plan = _plan(algorithm, world_size, gpus_per_node)
+    return plan_figure(plan, _bytes(megabytes), gpus_per_node=gpus_per_node, step=step)
 
 
 def _grid(plan: Plan, step: int) -> list[dict]:
@@ -272,11 +311,11 @@ def stepper_takeaway(*, algorithm, world_size, gpus_per_node, megabytes, pieces,
     streamed = f" in {pieces} pieces" if pieces > 1 else ""
     text = (
         f"{NAMES[algorithm]}: {rounds} rounds{streamed} take **{seconds}**, and the busiest link carries "
-        f"**{busiest:.3g} times** the array in one direction"
+        f"**{arrays(busiest)}** in one direction"
     )
     if world_size > gpus_per_node:
         between = max(max(port) for port in (traffic[-1][1], traffic[-1][3])) / nbytes
-        text += f", the busiest one between nodes **{between:.3g} times**"
+        text += f", the busiest one between nodes **{arrays(between)}**"
     if step is not None and step < rounds:
         complete = sum(count == world_size for row in _held(plan)[step] for count in row)
         text += f". After {step} of them {complete} of {world_size * plan.chunks} chunks are complete"

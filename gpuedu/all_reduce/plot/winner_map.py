@@ -64,7 +64,8 @@ def winner_map_figure(*, candidates, world_size, megabytes, latency, bandwidth) 
     powers = range(3, 11)
     sizes = {
         "range": [log10(SIZES[0]) - 1 / 6, log10(SIZES[-1]) + 1 / 6], "showgrid": False, "zeroline": False,
-        "tickvals": list(powers), "ticktext": [in_units(10.0**e, BYTES) for e in powers],
+        "tickvals": list(powers),
+        "ticktext": ["" if e % 2 == 0 else in_units(10.0**e, BYTES) for e in powers],
     }  # fmt: skip
     curves = list(_curves(world_size, latency, bandwidth, candidates))
     lows, highs = zip(*((min(curve["y"]), max(curve["y"])) for curve in curves), strict=True)
@@ -120,21 +121,32 @@ def _labels(names: list[list[str]], rows: tuple[int, ...], world_size: int) -> d
         start = 0
         for x in range(1, len(row) + 1):
             if x == len(row) or row[x] != row[start]:
-                runs[row[start]].append((x - start, (start + x - 1) / 2, y))
+                runs[row[start]].append((x - start, start, y))
                 start = x
     spots = []
     for name, found in runs.items():
         fits = min(LABEL_CELLS, max(length for length, _, _ in found))
         found = [run for run in found if run[0] >= fits]
         middle = sum(y for _, _, y in found) / len(found)
-        _, x, y = min(found, key=lambda run: (rows[run[2]] == world_size, abs(run[2] - middle)))
-        spots.append((3 + x / 3, y, NAMES[name], ink_on(FILLS[name])))
-    xs, ys, texts, inks = zip(*spots, strict=True)
+        length, start, y = min(found, key=lambda run: (rows[run[2]] == world_size, abs(run[2] - middle)))
+        x, side = _anchor(start, length)
+        spots.append((3 + x / 3, y, NAMES[name], ink_on(FILLS[name]), side))
+    xs, ys, texts, inks, sides = zip(*spots, strict=True)
     return {
         "type": "scatter", "mode": "text", "x": list(xs), "y": list(ys), "text": list(texts),
+        "textposition": list(sides),
         "textfont": {"color": list(inks), "size": 12}, "hoverinfo": "skip", "showlegend": False,
         "cliponaxis": False,
     }  # fmt: skip
+
+
+def _anchor(start: int, length: int) -> tuple[float, str]:
+    """Where a name is held in its area, in cells: at an edge of the map that the area touches, else amid."""
+    if start == 0:
+        return -0.3, "middle right"
+    if start + length == len(SIZES):
+        return start + length - 0.7, "middle left"
+    return start + (length - 1) / 2, "middle center"
 
 
 def _curves(world_size: int, latency: float, bandwidth: float, candidates: str):
@@ -173,8 +185,9 @@ def winner_map_takeaway(*, candidates, world_size, megabytes, latency, bandwidth
         f"{NAMES[best]} sums {in_units(nbytes, BYTES)} over {world_size} GPUs in "
         f"**{in_units(times[best], SECONDS)}**"
     )
+    ratio = f"{times['ring'] / times[best]:.3g}"
     if best != "ring":
-        text += f", **{times['ring'] / times[best]:.3g} times** as fast as the ring"
+        text += f", **{ratio} times** as fast as the ring" if ratio != "1" else ", as fast as the ring"
     return text + f"; bandwidth alone asks for {100 * floor / times[best]:.3g} % of that."
 
 

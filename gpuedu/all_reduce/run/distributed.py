@@ -10,8 +10,8 @@ from math import prod
 import torch
 import torch.distributed as dist
 
+from gpuedu.checks import check_count
 from gpuedu.distributed import talking_to
-from gpuedu.pipeline_parallel.plan.schedule import check_count
 
 from ..plan import Collective, Plan, validate
 from .engines import Look, Memory, by_dependency, in_order

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gpuedu.pipeline_parallel.plan.execution import check_time
-from gpuedu.pipeline_parallel.plan.schedule import check_count
+from gpuedu.checks import check_amount, check_count
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Straggler:
 
     def __post_init__(self) -> None:
         check_count("rank", self.rank, 0)
-        check_time("delay_s", self.delay_s)
+        check_amount("delay_s", self.delay_s)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
+from gpuedu.checks import check_count
 from gpuedu.distributed import talking_to
-from gpuedu.pipeline_parallel.plan.schedule import check_count
 
 from ..cost import algorithm_bandwidth, bus_bandwidth
 from ..plan import Collective, Plan
@@ -219,12 +219,13 @@ def table(measurements: Sequence[Measurement]) -> str:
     str
         One line each.
     """
-    head = f"{'plan':<28}{'bytes':>12}{'pieces':>8}{'time (us)':>12}{'algbw':>9}{'busbw':>9}"
-    lines = [f"{head}{'backend (us)':>15}{'check':>8}"]
+    width = max(len(name) for name in ("plan", *(m.plan.name for m in measurements)))
+    head = f"{'plan':<{width}}{'bytes':>12}{'pieces':>8}{'time (us)':>11}{'algbw':>9}{'busbw':>9}"
+    lines = [f"{head}{'backend (us)':>14}{'check':>7}"]
     lines += [
-        f"{m.plan.name:<28}{m.nbytes:>12}{m.pieces:>8}{1e6 * m.time_s:>12.1f}"
+        f"{m.plan.name:<{width}}{m.nbytes:>12}{m.pieces:>8}{1e6 * m.time_s:>11.1f}"
         f"{m.algorithm_bandwidth / 1e9:>9.3f}{m.bus_bandwidth / 1e9:>9.3f}"
-        f"{1e6 * m.backend_time_s:>15.1f}{'ok' if m.correct else 'WRONG':>8}"
+        f"{1e6 * m.backend_time_s:>14.1f}{'ok' if m.correct else 'WRONG':>7}"
         for m in measurements
     ]
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuedu.pipeline_parallel.plan.schedule import check_count
+from gpuedu.checks import check_count
 from gpuedu.transformer import RECOMPUTE, Transformer
 
 from ..plan import LAYER_SITES, Sharding
@@ -94,7 +94,7 @@ def gpt_activation_bytes(
 
     Parameters
     ----------
-    model : Transformer
+    model : gpuedu.transformer.Transformer
         A GPT shape: MHA, two FFN matrices of width 4h.
     tensor_parallel : int
         Ranks t.
@@ -103,7 +103,7 @@ def gpt_activation_bytes(
     sequence_parallel : bool
         As for :func:`~gpuedu.tensor_parallel.plan.shard`.
     recompute : str
-        A member of :data:`gpuedu.transformer.RECOMPUTE`.
+        ``"none"``, ``"selective"`` or ``"full"``, as for :func:`~gpuedu.tensor_parallel.plan.shard`.
 
     Returns
     -------
@@ -163,12 +163,12 @@ def recompute_flops_share(model: Transformer, sequence: int, recompute: str) -> 
 
     Parameters
     ----------
-    model : Transformer
+    model : gpuedu.transformer.Transformer
         Any model with ordinary attention.
     sequence : int
         Tokens of a sequence.
     recompute : str
-        A member of :data:`gpuedu.transformer.RECOMPUTE`.
+        ``"none"``, ``"selective"`` or ``"full"``, as for :func:`~gpuedu.tensor_parallel.plan.shard`.
 
     Returns
     -------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpuedu.checks import check_count
 from gpuedu.hardware import GPU
 from gpuedu.pipeline_parallel.cost import one_f_one_b_peak_activations
-from gpuedu.pipeline_parallel.plan.schedule import check_count
 from gpuedu.transformer import Transformer
 
 from ..plan import LAYER_SITES, Sharding, shard
@@ -118,7 +118,7 @@ def training_memory(
 
     Parameters
     ----------
-    model : Transformer
+    model : gpuedu.transformer.Transformer
         A model without MLA and MoE.
     data_parallel, zero : int
         GPUs that share the batch, and ZeRO's stage, as for :func:`model_state_bytes`.
@@ -136,7 +136,7 @@ def training_memory(
     batch, sequence : int
         Sequences of one microbatch, tokens of each.
     recompute : str
-        A member of :data:`gpuedu.transformer.RECOMPUTE`.
+        ``"none"``, ``"selective"`` or ``"full"``, as for :func:`~gpuedu.tensor_parallel.plan.shard`.
     dropout : bool
         Trained with dropout.
 

@@ -7,8 +7,8 @@ from numbers import Real
 
 from gpuedu.all_reduce.cost import hierarchical_time
 from gpuedu.all_reduce.plan import Collective
+from gpuedu.checks import check_count
 from gpuedu.hardware import Cluster
-from gpuedu.pipeline_parallel.plan.schedule import check_count
 
 from ..plan import LAYER_SITES, STEP, Communication, Sharding
 

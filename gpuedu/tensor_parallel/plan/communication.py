@@ -55,7 +55,7 @@ class Communication:
     Parameters
     ----------
     site : str
-        Where: a member of :data:`SITES`.
+        Where: a member of ``SITES``.
     phase : Phase
         When.
     collective : Collective

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpuedu.all_reduce.plan import Collective
-from gpuedu.pipeline_parallel.plan.schedule import check_count
+from gpuedu.checks import check_count
 from gpuedu.transformer import RECOMPUTE, Transformer
 
 from .activations import end_activations, layer_activations
@@ -22,7 +22,7 @@ class Sharding:
 
     Parameters
     ----------
-    model : Transformer
+    model : gpuedu.transformer.Transformer
         What is cut.
     tensor_parallel : int
         Ranks t.
@@ -36,7 +36,7 @@ class Sharding:
         The backward gathers inputs again that the forward had gathered (Megatron-LM), instead of keeping
         them; no matter without ``sequence_parallel``.
     recompute : str
-        What the backward computes again: a member of :data:`gpuedu.transformer.RECOMPUTE`.
+        What the backward computes again: ``"none"``, ``"selective"`` or ``"full"``, as :func:`shard` says.
     dropout : bool
         Trained with dropout.
     weights, activations : tuple of Tensor
@@ -92,7 +92,7 @@ def shard(
 
     Parameters
     ----------
-    model : Transformer
+    model : gpuedu.transformer.Transformer
         A model without MLA and MoE.
     tensor_parallel : int
         Ranks t: a divisor of attention heads, inner width and vocabulary, and a divisor or a multiple of

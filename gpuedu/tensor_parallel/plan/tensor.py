@@ -15,7 +15,7 @@ class Tensor:
     name : str
         What it is: ``"q"``, ``"gate"``, ``"norm input"``.
     site : str
-        Where it is: a member of :data:`SITES`.
+        Where it is: a member of ``SITES``.
     shape : tuple of int
         Of the whole array, in the layout of :class:`torch.nn.Linear` for weights (out, in) and
         (batch, sequence, width) for activations.

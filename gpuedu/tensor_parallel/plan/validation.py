@@ -156,12 +156,20 @@ def _run_loss(plan: Sharding) -> None:
 
 
 def _check_gradients(plan: Sharding) -> None:
-    needed = unequal_gradients(plan.weights, plan.sequence_parallel)
-    found = {c.what: c.shape for c in plan.at("gradients", STEP)}
-    for what, weights in needed.items():
-        elements = sum(w.count * w.local_elements for w in weights)
-        if weights and found.get(what) != (elements,):
-            raise ValueError(f"gradients, step: {what}: must be summed, {elements} elements")
+    """Gradients that see only a part are summed once, by all ranks that hold them; no other is summed."""
+    found = [(c.what, c.collective, c.shape, c.ranks, c.count) for c in plan.at("gradients", STEP)]
+    for what, weights in unequal_gradients(plan.weights, plan.sequence_parallel).items():
+        if not weights:
+            continue
+        elements, copies = sum(w.count * w.local_elements for w in weights), weights[0].copies
+        once = what, Collective.ALL_REDUCE, (elements,), copies, 1
+        if once not in found:
+            raise ValueError(
+                f"gradients, step: {what}: must be summed once, {elements} elements on {copies} ranks"
+            )
+        found.remove(once)
+    if found:
+        raise ValueError(f"gradients, step: {found[0][0]}: must not be summed so")
 
 
 def _check_sizes(plan: Sharding) -> None:

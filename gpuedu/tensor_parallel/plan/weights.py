@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import lcm
 
-from gpuedu.pipeline_parallel.plan.schedule import check_count
+from gpuedu.checks import check_count
 from gpuedu.transformer import Transformer
 
 from .tensor import Tensor
@@ -40,7 +40,7 @@ def padded_vocabulary(model: Transformer, tensor_parallel: int, multiple: int = 
 
     Parameters
     ----------
-    model : Transformer
+    model : gpuedu.transformer.Transformer
         Any model.
     tensor_parallel : int
         Ranks t.
@@ -50,7 +50,7 @@ def padded_vocabulary(model: Transformer, tensor_parallel: int, multiple: int = 
 
     Returns
     -------
-    Transformer
+    gpuedu.transformer.Transformer
         The same shape with ``vocab_size`` rounded up to the next multiple of ``multiple * t``.
 
     Raises
@@ -77,7 +77,7 @@ def usable(model: Transformer) -> tuple[int, ...]:
 
     Parameters
     ----------
-    model : Transformer
+    model : gpuedu.transformer.Transformer
         A model without MLA and MoE.
 
     Returns

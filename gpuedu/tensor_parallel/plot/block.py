@@ -14,8 +14,7 @@ from math import sqrt
 from gpuedu.style import COLORS, tint, translucent
 from gpuedu.tensor_parallel.plan import BACKWARD, FORWARD, Communication, Sharding, Tensor
 
-COLUMN_WIDTH = 4.7  # of x; there are two columns, 0 to 4.7 and 5.3 to 10
-LEFT, RIGHT, WIDTH = 0.0, 5.3, 10.0
+LEFT, RIGHT, WIDTH, COLUMN_WIDTH = 0.0, 5.3, 10.0, 4.7  # in x: two columns, or one that is as wide as both
 BOX_PX, VECTOR_PX, LABEL_PX, GAP_PX, LINE_PX, HEAD_PX = 42, 9, 17, 9, 17, 24
 GAP = 0.16  # between two boxes, in x
 
@@ -71,10 +70,10 @@ def block(sharding: Sharding) -> dict:
             _hover(boxes),
         ],
         "layout": {
-            "height": height + 92,
+            "height": height + 76,
             "xaxis": {"range": [-0.05, WIDTH + 0.05], "visible": False, "fixedrange": True},
             "yaxis": {"range": [height, 0], "visible": False, "fixedrange": True},
-            "margin": {"l": 8, "r": 8, "t": 76, "b": 16},
+            "margin": {"l": 13, "r": 13, "t": 60, "b": 16},
             "legend": {"itemwidth": 30, "font": {"size": 13}, "tracegroupgap": 0},
         },
     }
@@ -93,25 +92,23 @@ def sent_text(bytes_sent: float) -> str:
 
 
 def _arranged(sharding: Sharding) -> tuple[list[_Box], list[tuple], int]:
-    """Boxes, bands (x, y, height, lines of text, anything sent?) and the height of it all."""
+    """Boxes, bands (x, y, width, height, lines of text, anything sent?) and the height of it all."""
     weights = {w.name: w for w in sharding.weights}
     kept = {a.name: a for a in sharding.activations}
     m = sharding.model
     widest = max(2 * sqrt(m.ffn_hidden_size), 3 * sqrt(m.attention_heads * m.head_dim))
-    scale = (COLUMN_WIDTH - 2 * GAP) / widest
+    column = COLUMN_WIDTH if sharding.training else WIDTH
+    scale = (column - 2 * GAP) / widest
     boxes: list[_Box] = []
     bands: list[tuple] = []
     y = float(HEAD_PX)
     for row in LAYOUT:
         if isinstance(row, str):
-            texts = [_lines(sharding.at(row, phase), phase is FORWARD) for phase in (FORWARD, BACKWARD)]
-            if not sharding.training:
-                texts[1] = []
+            phases = (FORWARD, BACKWARD) if sharding.training else (FORWARD,)
+            texts = [_lines(sharding.at(row, phase), phase is FORWARD) for phase in phases]
             tall = LINE_PX * max(map(len, texts)) + 5
-            for x, (text, phase) in zip(
-                (LEFT, RIGHT), zip(texts, (FORWARD, BACKWARD), strict=True), strict=True
-            ):
-                bands.append((x, y, tall, text, bool(sharding.at(row, phase))))
+            for x, text, phase in zip((LEFT, RIGHT), texts, phases, strict=False):
+                bands.append((x, y, column, tall, text, bool(sharding.at(row, phase))))
             y += tall + GAP_PX
             continue
         names, activations = row
@@ -176,11 +173,8 @@ def _copies(boxes: list[_Box]) -> dict:
 def _bands(bands: list[tuple]) -> dict:
     """Where something is sent."""
     color = COLORS["communication"]
-    sent = [(x, y, tall) for x, y, tall, _, sends in bands if sends]
-    corners = [
-        ([x, x + COLUMN_WIDTH, x + COLUMN_WIDTH, x, x, None], [y, y, y + tall, y + tall, y, None])
-        for x, y, tall in sent
-    ]
+    sent = [(x, x + wide, y, y + tall) for x, y, wide, tall, _, sends in bands if sends]
+    corners = [([x0, x1, x1, x0, x0, None], [y0, y0, y1, y1, y0, None]) for x0, x1, y0, y1 in sent]
     return _area(corners) | {
         "name": "collectives, and what each GPU sends", "fillcolor": translucent(color, 0.25),
         "line": {"color": color, "width": 1.5}, "showlegend": bool(sent),
@@ -203,7 +197,7 @@ def _labels(boxes: list[_Box], bands: list[tuple], training: bool) -> dict:
     if training:
         texts.append((RIGHT, HEAD_PX / 2, "<b>activations</b>, backward ▲"))
     texts += [(box.x, box.y - LABEL_PX / 2, box.label) for box in boxes]
-    for x, y, tall, lines, _ in bands:
+    for x, y, _, tall, lines, _ in bands:
         first = y + tall / 2 - LINE_PX * (len(lines) - 1) / 2
         texts += [(x + 0.08, first + LINE_PX * i, line) for i, line in enumerate(lines)]
     return {

@@ -12,7 +12,7 @@ from gpuedu.tensor_parallel.plot.block import NAMES, block, held_text, sent_text
 from gpuedu.transformer import MODELS
 
 MODEL_NAMES = {
-    "llama-3-70b": "Llama 3 70B (64 heads, 8 KV heads)",
+    "llama-3-70b": "Llama 3 70B (64 heads, 8 KV)",
     "llama-3-8b": "Llama 3 8B (32, 8)",
     "llama-3-405b": "Llama 3 405B (128, 8)",
     "llama-2-7b": "Llama 2 7B (32, 32)",

@@ -40,17 +40,17 @@ def speed(fabrics: tuple[Fabric, ...], chosen: int) -> dict:
     return {
         "data": [*_curves(fabrics, chosen), *_bars(fabrics[chosen])],
         "layout": {
-            "height": 520,
+            "height": 500,
             "barmode": "stack",
             "bargap": 0.35,
             "xaxis": {"type": "category", "categoryarray": sizes, "anchor": "y2", "fixedrange": True,
                       "title": {"text": "tensor-parallel GPUs t"}, "showgrid": False},
-            "yaxis": {"domain": [0.5, 1], "range": [0, 105], "ticksuffix": " %", "fixedrange": True,
-                      "title": {"text": "useful work"}},
+            "yaxis": {"domain": [0.5, 1], "range": [0, 105], "fixedrange": True,
+                      "title": {"text": "useful work (%)"}},
             "yaxis2": {"domain": [0, 0.4], "rangemode": "tozero", "fixedrange": True,
                        "title": {"text": "GPU-seconds"}},
             "legend": {"itemwidth": 30, "font": {"size": 13}, "tracegroupgap": 0, "traceorder": "normal"},
-            "margin": {"l": 64, "r": 16, "t": 96, "b": 56},
+            "margin": {"l": 56, "r": 16, "t": 72, "b": 56},
         },
     }  # fmt: skip
 

@@ -22,9 +22,9 @@ GENERATION_NAMES = {
     for key, (gpu, inside, across) in GENERATIONS.items()
 }
 FABRICS = {  # label, GPUs in a node, dash, marker
-    "node": ("NVLink in nodes of 8, InfiniBand between", 8, "solid", "circle"),
+    "node": ("NVLink in nodes of 8", 8, "solid", "circle"),
     "network": ("InfiniBand alone", 1, "dash", "square"),
-    "nvlink": ("NVLink between all GPUs", 32, "dot", "diamond"),
+    "nvlink": ("NVLink between all", 32, "dot", "diamond"),
 }
 MODEL_NAMES = {
     "llama-3-70b": "Llama 3 70B",
@@ -95,7 +95,8 @@ explorer = Explorer(
     id="tensor-speed",
     title="What is left of t GPUs",
     controls=(
-        Choice("link", "Links", {key: label for key, (label, *_) in FABRICS.items()}, "node"),
+        Choice("link", "Links", {key: label for key, (label, *_) in FABRICS.items()}, "node",
+               help="InfiniBand between the nodes"),
         Choice("model", "Model", MODEL_NAMES, "llama-3-70b"),
         Choice("generation", "Hardware", GENERATION_NAMES, "h100"),
         Integer("batch", "Sequences b", 1, 32, 1, help="of one microbatch"),
@@ -103,7 +104,7 @@ explorer = Explorer(
         Real("efficiency", "Products reach", 20, 90, 50, 5, unit="% of peak",
              help="share of the dense 16-bit peak"),
         Switch("sp", "Sequence parallelism"),
-        Switch("overlap", "Overlap", True, 
+        Switch("overlap", "Overlap", True,
                help="run collectives beside products where the backward allows it"),
     ),
     presets=(

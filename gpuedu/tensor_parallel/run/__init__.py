@@ -13,7 +13,7 @@ from .dropout import Dropout, RandomState
 from .gradients import sum_gradients
 from .group import Call, Group, Traffic, tally
 from .linear import ColumnParallelLinear, RowParallelLinear, column_parallel_linear
-from .measure import Measurement, measure, table
+from .measure import Measurement, measure, planned_traffic, table
 from .regions import (
     copy_to,
     gather_from,
@@ -52,6 +52,7 @@ __all__ = [
     "gather_tokens",
     "layout",
     "measure",
+    "planned_traffic",
     "reduce_from",
     "reduce_scatter_tokens",
     "reshard",

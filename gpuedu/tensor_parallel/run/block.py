@@ -90,7 +90,7 @@ class Block(nn.Module):
 
     Parameters
     ----------
-    shape : Transformer
+    shape : gpuedu.transformer.Transformer
         Of the model.
     setting : Setting
         What all layers share.
@@ -116,7 +116,7 @@ class Attention(nn.Module):
 
     Parameters
     ----------
-    shape : Transformer
+    shape : gpuedu.transformer.Transformer
         Of the model. Without ``learned_positions`` queries and keys are rotated (RoPE).
     setting : Setting
         What all layers share.
@@ -172,7 +172,7 @@ class FeedForward(nn.Module):
 
     Parameters
     ----------
-    shape : Transformer
+    shape : gpuedu.transformer.Transformer
         Of the model; ``gated_ffn`` says which.
     setting : Setting
         What all layers share.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from gpuedu.pipeline_parallel.plan.schedule import check_count
+from gpuedu.checks import check_count
 
 from .cut import Cut
 
@@ -45,9 +45,9 @@ def shard(state: State, layout: Mapping[str, Cut], ranks: int) -> list[dict[str,
 
     Parameters
     ----------
-    state : mapping
+    state : dict
         Name -> tensor, as ``state_dict`` returns it.
-    layout : mapping
+    layout : dict
         Name -> cut, from :func:`layout`; what has none goes to every rank whole.
     ranks : int
         How many.
@@ -88,9 +88,9 @@ def unshard(shards: Sequence[State], layout: Mapping[str, Cut]) -> dict[str, tor
 
     Parameters
     ----------
-    shards : sequence of mapping
+    shards : sequence of dict
         Every rank's ``state_dict``, in the order of the ranks.
-    layout : mapping
+    layout : dict
         Name -> cut, from :func:`layout`.
 
     Returns

@@ -24,7 +24,7 @@ class Decoder(nn.Module):
 
     Parameters
     ----------
-    shape : Transformer
+    shape : gpuedu.transformer.Transformer
         Of the model; without MLA and MoE.
     group : Group
         The ranks.

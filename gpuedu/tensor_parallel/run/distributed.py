@@ -17,7 +17,7 @@ all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def world(*, check: bool = True) -> Group:
+def world(*, check: bool = True, meet: bool = False) -> Group:
     """The processes that torchrun or :func:`gpuedu.distributed.launch` started, as one group.
 
     Parameters
@@ -25,6 +25,9 @@ def world(*, check: bool = True) -> Group:
     check : bool
         Compare shapes and dtypes between ranks in the forward pass, by 8 bytes from each rank per
         collective. Without it a rank whose shapes differ makes gloo fail and NCCL hang.
+    meet : bool
+        Let the ranks wait for each other before each collective, so that what it takes can be told from
+        the waiting (:class:`Call`). Slower, by a barrier each.
 
     Returns
     -------
@@ -44,7 +47,7 @@ def world(*, check: bool = True) -> Group:
     """
     if not dist.is_initialized():
         raise RuntimeError("no process group: call this under gpuedu.distributed.launch or process_group")
-    return DistributedGroup(dist.group.WORLD, check, [])
+    return DistributedGroup(dist.group.WORLD, check, [], meet)
 
 
 class DistributedGroup(Group):
@@ -52,17 +55,19 @@ class DistributedGroup(Group):
 
     Parameters
     ----------
-    processes : ProcessGroup
+    processes : torch.distributed.ProcessGroup
         With a backend for the device of the tensors, and one for the CPU if ``check``.
     check : bool
         Compare shapes and dtypes between ranks.
     calls : list of Call
         Where to write down what runs.
+    meet : bool
+        Wait for each other before each collective.
     """
 
-    def __init__(self, processes: dist.ProcessGroup, check: bool, calls: list[Call]):
+    def __init__(self, processes: dist.ProcessGroup, check: bool, calls: list[Call], meet: bool = False):
         super().__init__(processes.rank(), processes.size(), calls)
-        self.processes, self.check = processes, check
+        self.processes, self.check, self.meet = processes, check, meet
         self.groups: dict[int, Group] = {}  # of neighbors, by their number
 
     def _agree(self, what):
@@ -84,8 +89,13 @@ class DistributedGroup(Group):
                 ranks = [dist.get_global_rank(self.processes, start + i) for i in range(size)]
                 processes = dist.new_group(ranks)
                 if start <= self.rank < start + size:
-                    self.groups[size] = DistributedGroup(processes, self.check, self.calls)
+                    self.groups[size] = DistributedGroup(processes, self.check, self.calls, self.meet)
         return self.groups[size]
+
+    def _meet(self):
+        if self.meet:
+            with talking_to():
+                dist.barrier(group=self.processes)
 
     def _all_reduce(self, x, op):
         result = x.clone(memory_format=torch.contiguous_format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from gpuedu.pipeline_parallel.plan.schedule import check_count
+from gpuedu.checks import check_count
 
 SHARDED_OFFSET = 2718  # Megatron-LM's
 

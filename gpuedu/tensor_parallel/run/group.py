@@ -33,6 +33,8 @@ class Call(NamedTuple):
         How many took part.
     seconds : float
         From call to return, waiting for other ranks included; on a GPU, which works on, only the call.
+    waited_s : float
+        Before that, waiting until all ranks had come, in s: where the group meets before each collective.
     """
 
     phase: Phase
@@ -40,6 +42,7 @@ class Call(NamedTuple):
     nbytes: int
     ranks: int
     seconds: float = 0.0
+    waited_s: float = 0.0
 
 
 class Traffic(NamedTuple):
@@ -54,7 +57,7 @@ def tally(calls: Iterable[Call]) -> dict[tuple[Phase, Collective], Traffic]:
 
     Parameters
     ----------
-    calls : iterable of Call
+    calls : sequence of Call
         As a group remembers them.
 
     Returns
@@ -136,9 +139,12 @@ class Group(ABC):
 
     @contextmanager
     def _counted(self, phase: Phase, collective: Collective, nbytes: int) -> Iterator[None]:
+        came = time.perf_counter()
+        self._meet()
         start = time.perf_counter()
         yield
-        self.calls.append(Call(phase, collective, nbytes, self.size, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        self.calls.append(Call(phase, collective, nbytes, self.size, seconds, start - came))
 
     def agree(self, what: str, x: torch.Tensor) -> None:
         """Make sure that all ranks have come for the same, with tensors alike.
@@ -166,6 +172,10 @@ class Group(ABC):
         if size < 1 or self.size % size:
             raise ValueError(f"size={size}: must divide the {self.size} ranks without rest")
         return self if size == self.size else self._neighbors(size)
+
+    @abstractmethod
+    def _meet(self) -> None:
+        """Wait until all ranks have come, if that is wanted."""
 
     @abstractmethod
     def _agree(self, what: str) -> None: ...

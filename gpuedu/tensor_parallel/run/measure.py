@@ -16,6 +16,8 @@ from .decoder import Decoder
 from .distributed import world
 from .group import Traffic, tally
 
+LEARNING_RATE = 0.1
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -28,8 +30,10 @@ class Measurement:
     step_s : float
         Time of a step, in s: the median.
     communication_s : float
-        Of that in collectives, waiting for other ranks included, in s: the median. On a GPU, which works
-        on meanwhile, this means nothing.
+        Of that in collectives, in s: the median. On a GPU, which works on meanwhile, this means nothing.
+    waiting_s : float
+        Of that waiting for other ranks before collectives, in s: the median. Counted apart only if they
+        ``meet``; else it is part of ``communication_s``.
     traffic : dict
         ``(phase, collective)`` -> count and bytes of one step.
     """
@@ -37,22 +41,35 @@ class Measurement:
     losses: tuple[float, ...]
     step_s: float
     communication_s: float
+    waiting_s: float
     traffic: dict[tuple[Phase, Collective], Traffic]
 
 
-def measure(sharding: Sharding, steps: int = 3, device: str = "cpu", dtype: str = "float32") -> Measurement:
+def measure(
+    sharding: Sharding,
+    steps: int = 3,
+    device: str = "cpu",
+    dtype: str = "float32",
+    *,
+    check: bool = True,
+    meet: bool = False,
+) -> Measurement:
     """Train a model on the processes of the group as ``sharding`` says; all ranks call it.
 
     Parameters
     ----------
     sharding : Sharding
-        A plan for training, of as many ranks as there are processes, without recomputation and dropout.
+        A plan for training, of as many ranks as there are processes, without recomputation and dropout,
+        its ``itemsize`` that of ``dtype``.
     steps : int
         How many, after one that is not counted.
     device : str
         ``"cpu"`` or ``"cuda"``.
     dtype : str
         Name of a torch dtype of floats, such as ``"float32"`` or ``"bfloat16"``.
+    check, meet : bool
+        As for :func:`world`: compare shapes between ranks, wait for each other before each collective.
+        Both take time.
 
     Returns
     -------
@@ -66,28 +83,28 @@ def measure(sharding: Sharding, steps: int = 3, device: str = "cpu", dtype: str 
     PeerLost
         If another rank is gone.
     """
-    group = world()
-    check_plan(sharding, group.size)
+    group = world(check=check, meet=meet)
+    check_plan(sharding, group.size, float_dtype(dtype))
     if steps < 1:
         raise ValueError(f"steps={steps}: must be at least 1")
     model = Decoder(
         sharding.model, group, sequence_parallel=sharding.sequence_parallel, regather=sharding.regather
     ).to(device, float_dtype(dtype))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ids, targets = _batch(sharding, device)
-    losses, seconds, communication = [], [], []
+    losses, seconds, communication, waiting = [], [], [], []
     for _ in range(1 + steps):
         group.calls.clear()
         start = time.perf_counter()
-        optimizer.zero_grad()
         loss = model(ids, targets)
         loss.backward()
         model.sum_gradients()
-        optimizer.step()
+        _descend(model)
         losses.append(loss.item())  # which waits for the GPU
         seconds.append(time.perf_counter() - start)
         communication.append(sum(call.seconds for call in group.calls))
-    return Measurement(tuple(losses), median(seconds[1:]), median(communication[1:]), tally(group.calls))
+        waiting.append(sum(call.waited_s for call in group.calls))
+    times = (median(each[1:]) for each in (seconds, communication, waiting))
+    return Measurement(tuple(losses), *times, tally(group.calls))
 
 
 def table(measurement: Measurement, sharding: Sharding) -> str:
@@ -127,7 +144,26 @@ def table(measurement: Measurement, sharding: Sharding) -> str:
 
 
 def planned_traffic(sharding: Sharding) -> dict[tuple[Phase, Collective], Traffic]:
-    """Count and bytes of one step by phase and collective, as the plan has them."""
+    """What a step of one microbatch will send, as the plan has it.
+
+    Parameters
+    ----------
+    sharding : Sharding
+        Any.
+
+    Returns
+    -------
+    dict
+        ``(phase, collective)`` -> count and bytes, as :func:`tally` counts what has run.
+
+    Examples
+    --------
+    >>> from gpuedu.tensor_parallel.plan import shard
+    >>> from gpuedu.transformer import MODELS
+    >>> traffic = planned_traffic(shard(MODELS["llama-3-8b"], 8))  # 32 layers, embedding and loss
+    >>> traffic[Phase.FORWARD, Collective.ALL_REDUCE].count
+    68
+    """
     counts, nbytes = Counter(), Counter()
     for c in sharding.communications:
         counts[c.phase, c.collective] += c.count
@@ -135,7 +171,7 @@ def planned_traffic(sharding: Sharding) -> dict[tuple[Phase, Collective], Traffi
     return {key: Traffic(counts[key], int(nbytes[key])) for key in counts}
 
 
-def check_plan(sharding: Sharding, ranks: int) -> None:
+def check_plan(sharding: Sharding, ranks: int, dtype: torch.dtype) -> None:
     """Raise unless ``sharding`` is one that :func:`measure` carries out."""
     if sharding.tensor_parallel != ranks:
         raise ValueError(f"tensor_parallel={sharding.tensor_parallel}: must be the {ranks} processes")
@@ -145,6 +181,8 @@ def check_plan(sharding: Sharding, ranks: int) -> None:
         raise ValueError(
             f"recompute={sharding.recompute!r}, dropout={sharding.dropout}: must be 'none' and False"
         )
+    if (itemsize := sharding.weights[0].itemsize) != dtype.itemsize:
+        raise ValueError(f"itemsize={itemsize}: must be {dtype.itemsize}, that of a {dtype}")
 
 
 def float_dtype(name: str) -> torch.dtype:
@@ -153,6 +191,14 @@ def float_dtype(name: str) -> torch.dtype:
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype={name!r}: must be a torch dtype of floats, such as 'float32'")
     return dtype
+
+
+@torch.no_grad()
+def _descend(model: Decoder) -> None:
+    """A step of gradient descent. (torch's optimizers import a compiler first, which takes seconds.)"""
+    for parameter in model.parameters():
+        parameter -= LEARNING_RATE * parameter.grad
+        parameter.grad = None
 
 
 def _batch(sharding: Sharding, device: str) -> tuple[torch.Tensor, torch.Tensor]:
