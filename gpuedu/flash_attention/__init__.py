@@ -1,0 +1,1 @@
+"""FlashAttention: attention in tiles that stay on the chip, by one of several orders of tiles."""
