@@ -74,7 +74,7 @@ def test_presets_switch_without_python(bars):
     expect(bars.preset("Few")).to_be_checked()
     bars.choose("Many")
     bars.shows(n=25)
-    bars.choose("Line")
+    bars.choose(f"Line {PHRASE}")
     bars.shows(n=40, shape="line")
     expect(bars.number("n")).to_have_value("40")
     expect(bars.number("shape")).to_have_value("line")

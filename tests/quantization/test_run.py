@@ -89,6 +89,13 @@ def test_float8_is_torchs_on_a_million_numbers(format, dtype):
     assert torch.equal(round_to_grid(x, format.grid), x.to(dtype).float())
 
 
+@pytest.mark.parametrize("grid", [plan.FP8_E4M3.grid, plan.FP4_E2M1.grid], ids=lambda g: g.name)
+def test_halves_go_where_the_plan_sends_them(grid):
+    values = torch.tensor(grid.values, dtype=torch.float64)
+    x = torch.cat((values, (values[1:] + values[:-1]) / 2))
+    assert round_to_grid(x, grid).tolist() == [grid.nearest(number) for number in x.tolist()]
+
+
 def test_scales_are_rounded_before_the_weights(problem):
     weight, _ = problem(0)
     matrix = round_to_nearest(weight.float(), 4, group=16, scale_dtype=torch.float16)
@@ -246,6 +253,15 @@ def test_what_cannot_be_folded_says_why():
         fold(nn.LayerNorm(4), [nn.Linear(4, 4)], torch.ones(3))
     with pytest.raises(TypeError, match="before=ReLU: must have a weight"):
         fold(nn.ReLU(), [nn.Linear(4, 4)], torch.ones(4))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_smoothing_scale_is_the_plans(problem, alpha):
+    weight, x = problem(22, outliers=(2,))
+    x[:, 7] = 0.0
+    found = smoothing_scale(x.abs().amax(0), [weight, weight / 3], alpha)
+    expected = plan.smoothing_scales(plan.peaks(x.tolist()), plan.peaks(weight.tolist()), alpha)
+    assert found.tolist() == pytest.approx(list(expected))
 
 
 # --- W8A8 and LLM.int8() -------------------------------------------------------------------------------
