@@ -3,7 +3,6 @@
 Run with ``python -m measurements.quantization_perplexity``. It takes hours for SmolLM2 and minutes for
 tinylm; what is in the result already is not measured again, so that it can be stopped at any time. Results
 go to ``quantization_perplexity.json`` beside this file, from which
-``python -m measurements.quantization_table`` makes what the book's pages show.
 """
 
 from __future__ import annotations
