@@ -2,7 +2,7 @@
 
 Run with ``python -m measurements.quantization_perplexity``. It takes hours for SmolLM2 and minutes for
 tinylm; what is in the result already is not measured again, so that it can be stopped at any time. Results
-go to ``quantization_perplexity.json`` beside this file, from which
+go to ``quantization_perplexity.json`` beside this file.
 """
 
 from __future__ import annotations
