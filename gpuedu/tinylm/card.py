@@ -109,14 +109,17 @@ def card(training: dict[str, Any], measured: dict[str, Any]) -> str:
     str
         Markdown: ``card_template.md`` with its places filled.
     """
-    core_seconds = sum(training[name]["processor_s"] for name in MODELS)
+    wall = sum(training[name]["wall_s"] for name in MODELS)
+    at_best = sum(training[name]["steps"] * training[name]["fastest_step_s"] for name in MODELS)
     template = (FOLDER / "card_template.md").read_text(encoding="utf-8")
     return template.format(
         shapes=_rows(_shapes()),
         vocabulary=f"{load_tokenizer().vocab_size:,}",
         flags=" --bf16" if training["bf16"] else "",
         precision="bfloat16" if training["bf16"] else "float32",
-        minutes=core_seconds / 2 / 60,
+        minutes=wall / 60,
+        minutes_at_best=at_best / 60,
+        machine=training["machine"],
         training_tokens=f"{training['training_tokens']:,}",
         training=_rows(_of_training(training)),
         texts=_rows(_of_texts(measured["texts"])),

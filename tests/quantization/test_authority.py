@@ -12,14 +12,14 @@ from gpuedu.quantization.run import (
     fold,
     gptq,
     input_statistics,
-    inverse_root,
     output_error,
     round_to_nearest,
     search_scale,
     smoothing_scale,
+    upper_root,
 )
 
-gptq_module = import_module("gpuedu.quantization.run.gptq")  # the package's name of it is the function
+gptq_columns = import_module("gpuedu.quantization.run.gptq_columns")
 
 
 def obq_in_fixed_order(weight, x, bits, group, group_scales, block, damping=0.01, order=None):
@@ -80,8 +80,8 @@ def test_result_does_not_depend_on_how_columns_are_blocked(problem, monkeypatch,
     hessian = input_statistics(x).hessian
     results = []
     for block, neighbors in ((256, 32), (96, 96), (48, 16), (32, 1), (16, 8), (1, 1)):
-        monkeypatch.setattr(gptq_module, "BLOCK", block)
-        monkeypatch.setattr(gptq_module, "NEIGHBORS", neighbors)
+        monkeypatch.setattr(gptq_columns, "BLOCK", block)
+        monkeypatch.setattr(gptq_columns, "NEIGHBORS", neighbors)
         results.append(gptq(weight, hessian, 4, group=group).codes)
     assert all(torch.equal(results[0], codes) for codes in results[1:])
 
@@ -117,14 +117,16 @@ def test_act_order_is_permuting_the_columns_and_back(problem):
 
 
 @pytest.mark.parametrize("columns", [1, 7, 129, 300])
-def test_inverse_root_is_the_published_one(columns):
-    """``cholesky(cholesky_inverse(cholesky(H)), upper=True)``, by one factorization and one inverse."""
+def test_root_is_the_inverse_of_the_published_one(columns):
+    """``cholesky(cholesky_inverse(cholesky(H)), upper=True)``, as the reference code makes it."""
     generator = torch.Generator().manual_seed(columns)
     x = torch.randn(2 * columns, columns, generator=generator, dtype=torch.float64)
     hessian = x.T @ x
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
     published = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-    assert torch.allclose(inverse_root(hessian, 0.01), published, atol=1e-12)
+    root = upper_root(hessian, 0.01)
+    assert torch.allclose(root @ published, torch.eye(columns, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(root @ root.T, damped, atol=1e-9)
 
 
 def test_stale_and_fresh_scales_differ_only_where_groups_are_smaller_than_blocks(problem):

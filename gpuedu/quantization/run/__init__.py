@@ -7,7 +7,7 @@ A module for each method: ``rtn``, ``gptq``, ``awq``, ``smoothquant``, ``int8`` 
 
 from .awq import AWQScale, awq, search_clip, search_scale
 from .folding import fold
-from .gptq import gptq, inverse_root
+from .gptq import gptq, upper_root
 from .grids import round_to_blocks, round_to_grid
 from .int8 import W8A8Linear, int8_matmul, round_symmetric
 from .integers import QuantizedMatrix, Scales, fit
@@ -58,7 +58,6 @@ __all__ = [
     "gptq_quantizer",
     "input_statistics",
     "int8_matmul",
-    "inverse_root",
     "outlier_channels",
     "output_error",
     "pack",
@@ -84,4 +83,5 @@ __all__ = [
     "unpack",
     "unpack_awq",
     "unpack_gptq",
+    "upper_root",
 ]

@@ -1,15 +1,14 @@
-"""GPTQ on tensors: columns rounded one after the other, errors moved to those not yet rounded.
+"""GPTQ on tensors: columns rounded one after the other, each making up for the errors of those before.
 
-The algorithm is that of :func:`gpuedu.quantization.plan.gptq`; here it is arranged for speed. The matrix is
-held transposed, so that a column is contiguous. An error reaches its own few neighbors at once, the rest of
-its block once for some columns, and everything behind the block once a block: two levels of the paper's
-lazy updates, which turn vector products into matrix products.
+The decisions are those of :func:`gpuedu.quantization.plan.gptq`, which follows the paper; here they are
+arranged for speed. With ``H = R R^T``, R upper triangular, the output error of a row is half of the square of
+``d R``, where d is old weights less new ones. Entry k of ``d R`` holds ``d_i R_ik`` of all columns i up to k.
+It is least where column k is rounded from ``w_k`` plus the sum of ``d_i R_ik / R_kk`` over the columns
+before: that is the weight which the paper's updates leave for it. So one factorization is all that is
+needed, and no inverse.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -19,10 +18,8 @@ from ..plan.checks import check_bits, check_choice, check_group
 from ..plan.gptq import GROUP_SCALES
 from ..plan.integers import CLIPS, KINDS
 from .checks import check_matrix
-from .integers import QuantizedMatrix, Scales, fit
-
-BLOCK, NEIGHBORS = 256, 32
-"""Columns after which an error reaches the rest of the matrix, and the rest of the block; at most so many."""
+from .gptq_columns import Fitting, round_columns
+from .integers import QuantizedMatrix, Scales
 
 
 def gptq(
@@ -92,8 +89,7 @@ def gptq(
     tensor([[0., 1., 0.]])
     """
     _check(weight, hessian, bits, kind, group_scales, block, damping, clip)
-    columns = weight.shape[1]
-    group = check_group(group, columns)
+    group = check_group(group, weight.shape[1])
     with torch.no_grad():
         diagonal = hessian.diagonal()
         if (diagonal == 0).any():
@@ -101,16 +97,14 @@ def gptq(
         order = diagonal.argsort(descending=True, stable=True) if act_order else None
         if order is not None:
             hessian = hessian[order][:, order]
-        root = inverse_root(hessian, damping).to(weight.dtype)
-        maker = _ScaleMaker(weight, order, group, group_scales, (bits, kind, clip, scale_dtype))
-        transposed = weight.T.contiguous() if order is None else weight.T[order]
-        levels = _levels(columns, group, group_scales, block)
-        codes = _round_columns(transposed, root, maker, *levels)
-        return _in_matrix_order(codes, maker, order)
+        root = upper_root(hessian, damping).to(weight.dtype)
+        fitting = Fitting(bits, kind, clip, scale_dtype, group, group_scales, block)
+        steps, scale, zero, index = round_columns(weight, root, fitting, order)
+        return _in_matrix_order(steps, scale, zero, index, order, fitting)
 
 
-def inverse_root(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """Upper triangular U with ``(H + damping * mean diagonal)^-1 = U^T U``.
+def upper_root(hessian: torch.Tensor, damping: float) -> torch.Tensor:
+    """Upper triangular R with ``H + damping * mean diagonal = R R^T``.
 
     Parameters
     ----------
@@ -122,174 +116,40 @@ def inverse_root(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     Returns
     -------
     Tensor
-        (columns, columns).
+        (columns, columns). Its inverse is the paper's U, ``H^-1 = U^T U``.
 
     Raises
     ------
     ValueError
         If the damped matrix is not positive definite.
 
-    Notes
-    -----
-    ``H = R R^T`` with R upper triangular is a Cholesky factorization read from the other end; U is the
-    inverse of R. That is one factorization and one triangular inverse, where the reference code factorizes,
-    inverts and factorizes again, and the same U: it is unique.
-
     Examples
     --------
-    >>> u = inverse_root(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), damping=0.0)
-    >>> u.tolist()
-    [[0.5, 0.0], [0.0, 1.0]]
+    >>> upper_root(torch.tensor([[5.0, 2.0], [2.0, 4.0]]), damping=0.0)
+    tensor([[2., 1.],
+            [0., 2.]])
     """
     damped = hessian.clone()
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1.0
     diagonal += damping * diagonal.mean()
-    lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+    lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))  # a factorization read from the other end
     if failed:
         raise ValueError(f"damping={damping}: must be larger, the Hessian is singular with it")
-    return _triangular_inverse(lower).flip(0, 1)
+    return lower.flip(0, 1)
 
 
-def _triangular_inverse(lower: torch.Tensor) -> torch.Tensor:
-    """Inverse of a lower triangular matrix by halves: most of it is two matrix products."""
-    n = len(lower)
-    if n <= 128:
-        identity = torch.eye(n, dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, identity, upper=False)
-    half = n // 2
-    inverse = torch.zeros_like(lower)
-    first, second = _triangular_inverse(lower[:half, :half]), _triangular_inverse(lower[half:, half:])
-    inverse[:half, :half], inverse[half:, half:] = first, second
-    inverse[half:, :half] = -(second @ (lower[half:, :half] @ first))
-    return inverse
-
-
-class _ScaleMaker:
-    """Scale and zero of every group, taken when the convention says so; each is contiguous over rows."""
-
-    def __init__(self, weight, order, group, when, fit_arguments):
-        bits, kind, clip, self.scale_dtype = fit_arguments
-        self.bits, self.kind, self.clip = bits, kind, clip
-        self.group, self.when = group, when
-        rows, columns = weight.shape
-        self.low = int(kind == "symmetric")
-        self.scale = weight.new_empty(columns // group, rows)
-        self.zero = torch.empty_like(self.scale)
-        index = torch.arange(columns, device=weight.device) // group
-        if group == columns or when == "static":
-            self._take(weight, slice(0, columns // group))
-            index = index if order is None else index[order]
-        self.index = index  # of each column in the order of rounding
-        self.at = index.tolist()
-
-    def block_begins(self, transposed: torch.Tensor, start: int, stop: int) -> None:
-        """Columns ``start`` to ``stop - 1`` come next, and all errors before have reached them."""
-        if self.when == "stale":
-            self._starting_in(transposed, start, stop)
-
-    def neighbors_begin(self, transposed: torch.Tensor, start: int, stop: int) -> None:
-        """The same, of the few columns that an error reaches at once."""
-        if self.when == "fresh":
-            self._starting_in(transposed, start, stop)
-
-    def _starting_in(self, transposed, start, stop) -> None:
-        if self.group == len(transposed):
-            return
-        for first in range(-(-start // self.group) * self.group, stop, self.group):
-            here = slice(first // self.group, first // self.group + 1)
-            self._take(transposed[first : first + self.group].T, here)
-
-    def _take(self, weight: torch.Tensor, groups: slice) -> None:
-        size = weight.shape[1] // (groups.stop - groups.start)
-        made = fit(
-            weight, self.bits, kind=self.kind, group=size, clip=self.clip, scale_dtype=self.scale_dtype
-        )
-        self.scale[groups], self.zero[groups] = made.scale.T, made.zero.T
-
-    def scales(self) -> Scales:
-        """All of them, (rows, groups)."""
-        return Scales(self.bits, self.scale.T.contiguous(), self.zero.T.contiguous(), self.low)
-
-
-def _levels(columns: int, group: int, when: str, block: int) -> tuple[int, int]:
-    """Columns of a block and of neighbors, such that scales can be taken when the convention says so."""
-    if when == "stale" and group < columns:
-        return block, _largest_divisor(block, NEIGHBORS)
-    if when == "static" or group == columns:
-        return BLOCK, NEIGHBORS
-    if group > BLOCK:
-        block = _largest_divisor(group, BLOCK)
-        return block, _largest_divisor(block, NEIGHBORS)
-    return BLOCK // group * group, _largest_divisor(group, NEIGHBORS)
-
-
-def _largest_divisor(number: int, limit: int) -> int:
-    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
-
-
-def _round_columns(transposed, root, maker: _ScaleMaker, block: int, neighbors: int) -> torch.Tensor:
-    """Codes less their zeros, (columns, rows); uses ``transposed`` up."""
-    columns, rows = transposed.shape
-    rounded = torch.empty_like(transposed)
-    errors = transposed.new_empty(block, rows)
-    for start in range(0, columns, block):
-        stop = min(start + block, columns)
-        maker.block_begins(transposed, start, stop)
-        with one_thread():
-            for first in range(start, stop, neighbors):
-                last = min(first + neighbors, stop)
-                maker.neighbors_begin(transposed, first, last)
-                _round_neighbors(transposed, root, maker, rounded, errors[first - start :], first, last)
-                if last < stop:
-                    error = errors[first - start : last - start]
-                    transposed[last:stop].addmm_(root[first:last, last:stop].T, error, alpha=-1)
-        if stop < columns:
-            transposed[stop:].addmm_(root[start:stop, stop:].T, errors[: stop - start], alpha=-1)
-    return rounded
-
-
-def _round_neighbors(transposed, root, maker, rounded, errors, first: int, last: int) -> None:
-    """Columns ``first`` to ``last - 1``, one by one; each error reaches those behind it at once."""
-    value = torch.empty_like(transposed[0])
-    low, high = maker.low - maker.zero, 2**maker.bits - 1 - maker.zero
-    inverse = (1 / root.diagonal()[first:last]).tolist()
-    for i in range(first, last):
-        weight, steps, error = transposed[i], rounded[i], errors[i - first]
-        g = maker.at[i]
-        scale = maker.scale[g]
-        torch.div(weight, scale, out=steps)
-        torch.clamp(steps.round_(), low[g], high[g], out=steps)
-        torch.mul(steps, scale, out=value)
-        torch.sub(weight, value, out=error)
-        error *= inverse[i - first]
-        if i + 1 < last:
-            transposed[i + 1 : last].addr_(root[i, i + 1 : last], error, alpha=-1)
-
-
-def _in_matrix_order(rounded: torch.Tensor, maker: _ScaleMaker, order) -> QuantizedMatrix:
-    """The result with its columns where they came from."""
-    index = maker.index
+def _in_matrix_order(steps, scale, zero, index, order, fitting: Fitting) -> QuantizedMatrix:
+    """Codes from steps around zero, with columns where they came from."""
     if (index.diff() < 0).any():
-        codes = (rounded + maker.zero[index]).to(torch.uint8)
+        codes = (steps + zero[index]).to(torch.uint8)
     else:
-        groups = rounded.unflatten(0, (len(maker.zero), -1))
-        codes = groups.add_(maker.zero[:, None]).to(torch.uint8).flatten(0, 1)
+        codes = steps.unflatten(0, (len(zero), -1)).add_(zero[:, None]).to(torch.uint8).flatten(0, 1)
     if order is not None:
         back = order.argsort()
         codes, index = codes[back], index[back]
-    return QuantizedMatrix(codes.T.contiguous(), maker.scales(), index)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for vector operations that are over before a second one has woken up."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    scales = Scales(fitting.bits, scale.T.contiguous(), zero.T.contiguous(), fitting.low)
+    return QuantizedMatrix(codes.T.contiguous(), scales, index)
 
 
 def _check(weight, hessian, bits, kind, group_scales, block, damping, clip) -> None:

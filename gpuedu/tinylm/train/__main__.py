@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import tokenizers
@@ -39,10 +40,13 @@ def trained(
 ) -> tuple[Llama, dict[str, object]]:
     """A model trained by its recipe, and what it took."""
     started, processor = time.perf_counter(), time.process_time()
+    reported = [0.0]
 
     def report(step: int, loss: float) -> None:
         if step % REPORT_EVERY == 0 or step == recipe.steps:
             seconds = time.perf_counter() - started
+            if step % REPORT_EVERY == 0:
+                reported.append(seconds)
             print(f"{name}: step {step} of {recipe.steps}, loss {loss:.3f}, {seconds:.0f} s", flush=True)
 
     model = Llama(recipe.config, recipe.seed)
@@ -53,6 +57,7 @@ def trained(
         "parameters": recipe.config.shape.parameters(),
         "wall_s": round(time.perf_counter() - started),
         "processor_s": round(time.process_time() - processor),
+        "fastest_step_s": round(min(b - a for a, b in pairwise(reported)) / REPORT_EVERY, 2),
         "threads": torch.get_num_threads(),
         "losses": [round(loss, 3) for loss in losses[REPORT_EVERY - 1 :: REPORT_EVERY]],
     }

@@ -62,7 +62,7 @@ def tiny(layers: int, hidden_size: int, ffn_hidden_size: int, heads: int, kv_hea
 
 
 RECIPES = {
-    "target": Recipe(tiny(5, 256, 512, heads=4, kv_heads=2), steps=700),
-    "draft": Recipe(tiny(1, 128, 256, heads=2, kv_heads=1), steps=500, teacher_weight=0.5),
+    "target": Recipe(tiny(5, 256, 512, heads=4, kv_heads=2), steps=1800),
+    "draft": Recipe(tiny(1, 128, 256, heads=2, kv_heads=1), steps=1200, teacher_weight=0.5),
 }
 """The recipes by name, in the order in which the models are trained: the draft learns from the target too."""
