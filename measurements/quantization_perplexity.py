@@ -95,7 +95,8 @@ def runs(model: str) -> Iterator[Run]:
         yield Run(model, method)
     for bits, group in product((4, 3, 2), groups):
         yield Run(model, "rtn_mse", bits, group)
-    for group, bits, method in product(groups[1:], (4, 3, 2), ("gptq", "gptq_act_order", "awq")):
+    methods = ("gptq", "awq") if model == "smollm2" else ("gptq", "gptq_act_order", "awq")
+    for group, bits, method in product(groups[1:], (4, 3, 2), methods):
         yield Run(model, method, bits, group, "mixed", seed=0)
     for seed, calibration in product((1, 2), ("speeches", "mixed")):
         yield Run(model, "gptq", 3, 64, calibration, seed)

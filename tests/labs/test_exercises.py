@@ -78,6 +78,29 @@ WRONG = {
             "checksum, is_wrong = (lambda x: x.sum()), (lambda total, sums: total.sum() != sum(sums))",
         ],
     ],
+    "continuous_batching": [
+        [
+            "my_occupancy = None",
+            "my_occupancy = lambda lengths: None",
+            "my_occupancy = lambda lengths: 1 / 0",
+            "my_occupancy = lambda lengths: sum(\n"
+            "    sum(lengths[i : i + 8]) / 8 / max(lengths[i : i + 8]) for i in range(0, len(lengths), 8)\n"
+            ") / -(-len(lengths) // 8)",
+        ],
+        [
+            "my_order = None",
+            "my_order = lambda lengths: None",
+            "my_order = lambda lengths: [0] * len(lengths)",
+            "my_order = lambda lengths: list(range(1, len(lengths) + 1))",
+        ],
+        [
+            "my_budget = None",
+            "my_budget = 'large'",
+            "my_budget = 0",
+            "my_budget = 16",
+            "my_budget = 2048",
+        ],
+    ],
     "flash_attention": [
         [
             "fold = None",
@@ -102,6 +125,32 @@ WRONG = {
             "my_tile = (32, 256)",
         ],
     ],
+    "paged_attention": [
+        [
+            "my_names = None",
+            "my_names = lambda tokens, size: None",
+            "my_names = lambda tokens, size: [[0]] * (len(tokens) // size)",
+            "my_names = lambda tokens, size: [0] * (len(tokens) // size)",
+            "my_names = lambda tokens, size: [object() for _ in range(len(tokens) // size)]",
+            "def my_names(tokens, size):\n"
+            "    return [hash(tuple(tokens[i : i + size])) for i in range(0, len(tokens) - size + 1, size)]",
+        ],
+        [
+            "my_order = None",
+            "my_order = lambda table: None",
+            "my_order = lambda table: table[:-1]",
+            "my_order = lambda table: table[1:] + table[:1]",
+        ],
+        [
+            "my_write = None",
+            "my_write = lambda table, i, references, free: None",
+            "my_write = lambda table, i, references, free: (1, 2)",
+            "def my_write(table, i, references, free):\n"
+            "    if references[table[i]] > 1:\n"
+            "        table[i] = free[0]\n"
+            "        return 1, free.pop(0)",
+        ],
+    ],
     "pipeline_parallel": [
         [
             "my_schedule = ['F0 X1']",
@@ -115,6 +164,38 @@ WRONG = {
             "my_warm_up = ['a'] * 4",
             "my_warm_up = [9, 9, 9, 9]",
             "my_warm_up = None",
+        ],
+    ],
+    "quantization": [
+        [
+            "my_round = None",
+            "my_round = lambda row, bits: None",
+            "my_round = lambda row, bits: row[:5]",
+            "my_round = lambda row, bits: row.sign()",
+            "def my_round(row, bits):\n"
+            "    scale = (row.max() - row.min()) / (2**bits - 1)\n"
+            "    return ((row - row.min()) / scale).round() * scale + row.min()",
+        ],
+        [
+            "pass_on = None",
+            "pass_on = lambda w, i, rounded, u: None",
+            "pass_on = lambda w, i, rounded, u: w",
+            "def pass_on(w, i, rounded, u):\n"
+            "    w -= ((w[:, i] - rounded) / u[i, i] ** 2)[:, None] * u[i]\n"
+            "    w[:, i] = rounded\n"
+            "    return w",
+            "def pass_on(w, i, rounded, u):\n"
+            "    w[:, i + 1 :] -= (w[:, i] - rounded)[:, None] * u[i, i + 1 :]\n"
+            "    w[:, i] = rounded\n"
+            "    return w",
+        ],
+        [
+            "my_plan = None",
+            "my_plan = [3, 3, 3]",
+            "my_plan = [3, 3, 3, 5]",
+            "my_plan = ['3', 3, 3, 3]",
+            "my_plan = [8, 8, 8, 8]",
+            "my_plan = [4, 4, 3, 2]",
         ],
     ],
     "tensor_parallel": [

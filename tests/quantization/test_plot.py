@@ -1,17 +1,24 @@
-"""The figures show the plans; every control does what it says."""
+"""The figures show the plans, the prices and what was measured; every control does what it says."""
 
+import importlib.util
 import json
 from math import log10
+from pathlib import Path
 from time import perf_counter
 
 import pytest
 import torch
 
 from gpuedu.explorer import Choice, Integer, Real, Switch
-from gpuedu.quantization.plan import gptq, peaks, rounded_product, smoothing_scales
-from gpuedu.quantization.plot import gptq_steps, outliers
+from gpuedu.hardware import GPUS
+from gpuedu.quantization.cost import decode_step, prefill, weight_bytes
+from gpuedu.quantization.plan import FORMATS, gptq, integer_format, peaks, rounded_product, smoothing_scales
+from gpuedu.quantization.plot import gptq_steps, outliers, tradeoff
+from gpuedu.quantization.plot.measured import MEASURED
+from gpuedu.transformer import MODELS
 
-EXPLORERS = (gptq_steps, outliers)
+ROOT = Path(__file__).resolve().parents[2]
+EXPLORERS = (gptq_steps, outliers, tradeoff)
 PRESETS = [
     pytest.param(explorer, preset, id=f"{explorer.id}-{preset.name}")
     for explorer in EXPLORERS
@@ -141,6 +148,68 @@ def test_the_story_of_outliers():
 
 
 # Bits, quality and speed -------------------------------------------------------------------------------
+
+
+def test_what_was_measured_is_what_the_package_carries():
+    spec = importlib.util.spec_from_file_location(
+        "quantization_table", ROOT / "measurements" / "quantization_table.py"
+    )
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    report = json.loads(table.SOURCE.read_text())
+    assert table.TARGET.read_text() == table.module(report)
+    assert [tuple(m) for m in MEASURED] == table.rows(report)
+    for m, result in zip(MEASURED, report["results"], strict=True):
+        for domain, perplexity in result["perplexity"].items():
+            assert getattr(m, domain) == pytest.approx(perplexity, rel=1e-3)
+
+
+@pytest.mark.parametrize("small", ["smollm2", "tinylm"])
+@pytest.mark.parametrize("calibration", ["mixed", "speeches", "docs"])
+@pytest.mark.parametrize("text", ["speeches", "moby_dick", "docs"])
+def test_points_are_the_measurements(small, calibration, text):
+    figure = tradeoff.figure(**tradeoff.defaults | {"small": small, "calibration": calibration, "text": text})
+    (full,) = [m for m in MEASURED if m.model == small and m.method == "fp32"]
+    for method, name in (("rtn", "To nearest"), ("gptq", "GPTQ"), ("awq", "AWQ")):
+        drawn = trace(figure, name)
+        assert drawn["x"] == sorted(drawn["x"])
+        assert {bits for bits, *_ in drawn["customdata"]} == {8, 4, 3, 2}
+        for x, y, (bits, group, _) in zip(drawn["x"], drawn["y"], drawn["customdata"], strict=True):
+            size = None if group == "per channel" else int(group.split()[-1])
+            found = [
+                m for m in MEASURED
+                if (m.model, m.method, m.bits, m.group) == (small, method, bits, size)
+                and m.calibration in ((None,) if method == "rtn" else (calibration, "mixed"))
+                and (bits == 8 or m.calibration in (None, calibration)) and m.seed in (None, 0)
+            ]  # fmt: skip
+            assert len(found) == 1 and found[0].bits_per_weight == x
+            assert y == pytest.approx(min(8.0, getattr(found[0], text) / getattr(full, text)))
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+@pytest.mark.parametrize("batch, tokens", [(1.0, 2048.0), (64.0, 500.0)])
+def test_bars_are_the_prices(phase, batch, tokens):
+    values = tradeoff.defaults | {"phase": phase, "batch": batch, "tokens": tokens, "gpu": "B200"}
+    figure = tradeoff.figure(**values)
+    model, gpu = MODELS["llama-3-8b"], GPUS["B200"]
+    named = {"BF16": FORMATS["bf16"], "FP8": FORMATS["fp8"], "NVFP4": FORMATS["nvfp4"]}
+    for name, format in (named | {"4 bits": integer_format(4, 64)}).items():
+        work = (
+            prefill(model, gpu, format, int(tokens))
+            if phase == "prefill"
+            else decode_step(model, gpu, format, int(batch), int(tokens))
+        )
+        at = trace(figure, "memory: weights")["y"].index(name)
+        stacked = sum(trace(figure, part)["x"][at] for part in ("memory: weights", "memory: cache"))
+        assert stacked == pytest.approx(1e3 * work.memory_s)
+        assert trace(figure, "tensor cores")["x"][at] == pytest.approx(1e3 * work.compute_s)
+
+
+def test_takeaway_names_the_gain_and_the_price():
+    said = tradeoff.takeaway(**tradeoff.defaults)
+    size = weight_bytes(MODELS["llama-3-8b"], integer_format(4, 64)) / 1e9
+    assert f"{size:.3g} GB" in said and "times** as fast" in said and "times** the perplexity" in said
+    assert "**no faster**" in tradeoff.takeaway(**tradeoff.defaults | {"phase": "prefill"})
 
 
 # All of them -------------------------------------------------------------------------------------------

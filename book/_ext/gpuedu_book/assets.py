@@ -7,6 +7,7 @@ worker unpacks and the wheel that the labs install.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import json
@@ -57,8 +58,9 @@ UNUSED = (
     "vendor/fontawesome",
 )
 
-# The package's modules that run on the page: the ground floor, and each topic's rooms
+# The package's modules that run on the page: the ground floor, the simulator, and each topic's rooms
 GROUND_FLOOR = ("__init__", "checks", "hardware", "transformer", "explorer", "style")
+SERVING = ("__init__", "workload", "metrics", "step_cost", "simulator")
 ROOMS = ("__init__", "plan", "cost", "plot")
 
 
@@ -70,9 +72,9 @@ def page_modules(package: Path = PACKAGE) -> list[Path]:
         if any((folder / room).is_dir() or (folder / f"{room}.py").is_file() for room in ROOMS[1:])
     )
     found = [package / f"{name}.py" for name in GROUND_FLOOR]
-    for topic in topics:
-        for room in ROOMS:
-            found += [topic / f"{room}.py", *sorted((topic / room).rglob("*.py"))]
+    for folder, rooms in ((package / "serving", SERVING), *((topic, ROOMS) for topic in topics)):
+        for room in rooms:
+            found += [folder / f"{room}.py", *sorted((folder / room).rglob("*.py"))]
     return [path.relative_to(package.parent) for path in found if path.is_file()]
 
 
@@ -83,10 +85,21 @@ def archive() -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
         for path in page_modules():
             # A ZipInfo without a date has the same one always: 1980-01-01
-            target.writestr(
-                zipfile.ZipInfo(path.as_posix()), (ROOT / path).read_bytes(), zipfile.ZIP_DEFLATED
-            )
+            source = without_words((ROOT / path).read_text(encoding="utf-8"))
+            target.writestr(zipfile.ZipInfo(path.as_posix()), source, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
+
+
+def without_words(source: str) -> str:
+    """A module without docstrings and comments, which take half of the archive and nobody reads there."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+            if not node.body and not isinstance(node, ast.Module):
+                node.body = [ast.Pass()]
+    return ast.unparse(tree) + "\n"
 
 
 @cache

@@ -6,7 +6,7 @@ Nothing here knows a tensor library: :mod:`gpuedu.quantization.run` does the sam
 
 from .checks import BITS
 from .formats import FORMATS, Format, integer_format
-from .gptq import GROUP_SCALES, Decision, Log, gptq, hessian
+from .gptq import GROUP_SCALES, Log, RoundedColumn, gptq, hessian
 from .grids import FP4_E2M1, FP8_E4M3, FP8_E5M2, NF4, FloatFormat, Grid
 from .integers import KINDS, Affine, fit, fit_mse
 from .kv_window import KVQuantization
@@ -26,13 +26,13 @@ __all__ = [
     "KINDS",
     "NF4",
     "Affine",
-    "Decision",
     "FloatFormat",
     "Format",
     "Grid",
     "KVQuantization",
     "Log",
     "Piece",
+    "RoundedColumn",
     "Row",
     "fit",
     "fit_mse",

@@ -19,7 +19,7 @@ GROUP_SCALES = ("fresh", "stale", "static")
 """From which weights a group's scale is taken; :func:`gptq` says it exactly."""
 
 
-class Decision(NamedTuple):
+class RoundedColumn(NamedTuple):
     """One column rounded; each tuple has an entry for every row.
 
     ``before`` is the weight as all columns before it left it, ``after`` the grid value it became.
@@ -46,7 +46,7 @@ class Log:
         The matrix before, a row for each output.
     hessian : tuple of tuple of float
         ``2 / n * sum of x x^T`` over the n calibration inputs, as :func:`hessian` makes it.
-    decisions : tuple of Decision
+    decisions : tuple of RoundedColumn
         In the order in which the columns were rounded.
 
     Examples
@@ -58,7 +58,7 @@ class Log:
 
     weights: Matrix
     hessian: Matrix
-    decisions: tuple[Decision, ...]
+    decisions: tuple[RoundedColumn, ...]
 
     def state(self, steps: int) -> Matrix:
         """The matrix after ``steps`` decisions: rounded columns, and the others as they stand by then."""
@@ -220,7 +220,7 @@ def gptq(
     return Log(tuple(map(tuple, weights)), tuple(map(tuple, hessian)), tuple(decisions))
 
 
-def _round_column(now, column, later, root, at, scales, compensate) -> Decision:
+def _round_column(now, column, later, root, at, scales, compensate) -> RoundedColumn:
     """Round one column of ``now`` in place and move its error to the ``later`` ones."""
     before = tuple(row[column] for row in now)
     codes = tuple(scale.code(weight) for scale, weight in zip(scales, before, strict=True))
@@ -236,7 +236,7 @@ def _round_column(now, column, later, root, at, scales, compensate) -> Decision:
         updates.append(tuple(moved))
     for row, value in zip(now, after, strict=True):
         row[column] = value
-    return Decision(column, before, after, codes, tuple(scales), error, tuple(updates))
+    return RoundedColumn(column, before, after, codes, tuple(scales), error, tuple(updates))
 
 
 def _inverse_root(hessian: list[list[float]], damping: float) -> list[list[float]]:

@@ -1,0 +1,1 @@
+"""Continuous batching: who computes in the next iteration, decided anew before each."""

@@ -1,0 +1,386 @@
+"""The engine: requests in, tokens out, one iteration at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+from gpuedu.checks import check_count
+from gpuedu.continuous_batching.plan import Decision, Scheduler, SchedulerConfig, VLLMScheduler
+from gpuedu.continuous_batching.plan import Sequence as Scheduled
+from gpuedu.llama import Llama, Tokenizer
+from gpuedu.paged_attention.plan import KVCacheManager
+
+from .batch import make_batch
+from .block_manager import EngineKVCacheManager
+from .kv_cache import PagedKVCache
+from .model_runner import ModelRunner
+from .outputs import Piece, RequestOutput
+from .request import EngineRequest
+from .sampler import choose_tokens
+from .sampling_params import SamplingParams
+from .trace import Trace
+
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """Serves a model to many requests at once.
+
+    Parameters
+    ----------
+    model : Llama
+        On the device where it shall run; its linear layers may be quantized ones.
+    tokenizer : Tokenizer, optional
+        Without it, prompts are tokens and answers have no text.
+    num_blocks : int, optional
+        Blocks of the KV cache.
+    kv_memory_bytes : int, optional
+        Instead of ``num_blocks``: bytes that its tensors may take. Without either, there is room for four
+        sequences of the model's context.
+    block_size : int
+        Tokens in a block.
+    enable_prefix_caching : bool
+        Whether a prompt finds the blocks of earlier ones that begin like it.
+    make_scheduler : callable, optional
+        Another scheduler over the same blocks, from the KVCacheManager; ``limits`` must be left out.
+    clock : callable
+        Seconds, for the trace.
+    record : bool
+        Whether to keep a :class:`Trace`.
+    **limits
+        Fields of :class:`~gpuedu.continuous_batching.plan.SchedulerConfig`: ``max_num_seqs``,
+        ``max_num_batched_tokens``, ``long_prefill_token_threshold``, ``enable_chunked_prefill``,
+        ``policy``.
+
+    Attributes
+    ----------
+    config : SchedulerConfig or None
+        The limits; None with a scheduler of one's own.
+    kv : KVCacheManager
+        Who holds which block.
+    scheduler : Scheduler
+        Who runs.
+    runner : ModelRunner
+        The model, with the tensors of the blocks (``runner.cache``).
+    trace : Trace or None
+        Finished requests and iterations, with ``record``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a size out of range, both sizes of the KV cache at once, memory for less than one block, or
+        preemption by swapping.
+
+    Notes
+    -----
+    Who runs is decided by :mod:`gpuedu.continuous_batching.plan` and where keys and values lie by
+    :mod:`gpuedu.paged_attention.plan`: the very code that the simulator of ``gpuedu.serving`` prices.
+
+    Examples
+    --------
+    >>> from gpuedu.engine import LLM, SamplingParams
+    >>> from gpuedu.tinylm import load
+    >>> llm = LLM(*load("draft"), num_blocks=64)
+    >>> answers = llm.generate(["My fellow Americans", "The state of"], SamplingParams(max_tokens=5))
+    >>> [len(answer.token_ids) for answer in answers], llm.kv.num_free_blocks
+    ([5, 5], 64)
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer | None = None,
+        *,
+        num_blocks: int | None = None,
+        kv_memory_bytes: int | None = None,
+        block_size: int = 16,
+        enable_prefix_caching: bool = True,
+        make_scheduler: Callable[[KVCacheManager], Scheduler] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        record: bool = False,
+        **limits,
+    ) -> None:
+        if make_scheduler is not None and limits:
+            raise ValueError(f"{', '.join(limits)}: must be left out beside make_scheduler")
+        if limits.get("preemption", "recompute") != "recompute":
+            raise ValueError(f"preemption={limits['preemption']!r}: must be 'recompute' in the engine")
+        check_count("block_size", block_size)
+        weights = model.embed_tokens.weight
+        num_blocks = _num_blocks(model, num_blocks, kv_memory_bytes, block_size)
+        self.model, self.tokenizer = model, tokenizer
+        self.kv = EngineKVCacheManager(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching)
+        self.config = SchedulerConfig(**limits) if make_scheduler is None else None
+        self.scheduler: Scheduler = (
+            VLLMScheduler(self.config, self.kv) if make_scheduler is None else make_scheduler(self.kv)
+        )
+        cache = PagedKVCache(model.config, num_blocks, block_size, dtype=weights.dtype, device=weights.device)
+        self.runner = ModelRunner(model, cache)
+        self.trace = Trace() if record else None
+        self._clock = clock
+        self._started = clock()
+        self._requests: dict[Hashable, EngineRequest] = {}
+        self._numbered = 0
+
+    # Requests come and go
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: Hashable = None,
+        priority: int = 0,
+        client: Hashable = "",
+        cache_salt: Hashable = None,
+        arrival_s: float | None = None,
+    ) -> Hashable:
+        """Put a request into the queue.
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+            Text, or tokens.
+        params : SamplingParams
+            What is asked.
+        request_id : hashable, optional
+            Its name; a number that counts up if not given.
+        priority, client, cache_salt
+            See :class:`gpuedu.continuous_batching.plan.Sequence`.
+        arrival_s : float, optional
+            When it came, on the clock of :meth:`now`, if that was before this call.
+
+        Returns
+        -------
+        hashable
+            The name.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an empty prompt, a token that the model does not have, a prompt and answer longer than the
+            model's context or than the KV cache, a name that is taken, or text without a tokenizer.
+        """
+        ids = self._encode(prompt)
+        self._check_length(ids, params)
+        if params.stop and self.tokenizer is None:
+            raise ValueError(f"stop={params.stop!r}: needs a tokenizer")
+        if request_id is None:
+            request_id, self._numbered = self._numbered, self._numbered + 1
+        arrival_s = self.now() if arrival_s is None else arrival_s
+        sequence = Scheduled(
+            request_id,
+            len(ids),
+            params.max_tokens,
+            token_ids=ids,
+            priority=priority,
+            arrival=arrival_s,
+            client=client,
+            cache_salt=cache_salt,
+        )
+        self.scheduler.add(sequence)
+        eos_id = None if self.tokenizer is None else self.tokenizer.eos_id
+        self._requests[request_id] = EngineRequest(sequence, params, self.tokenizer, eos_id, arrival_s)
+        return request_id
+
+    def abort(self, request_id: Hashable) -> RequestOutput:
+        """Drop a request and free its blocks.
+
+        Parameters
+        ----------
+        request_id : hashable
+            Whose answer nobody wants any more.
+
+        Returns
+        -------
+        RequestOutput
+            What there is of it.
+
+        Raises
+        ------
+        KeyError
+            If there is no such request, or it is finished.
+        """
+        if request_id not in self._requests:
+            raise KeyError(f"request_id={request_id!r}: is not here")
+        self.scheduler.abort(request_id)
+        request = self._requests.pop(request_id)
+        request.finish_reason = "abort"
+        return request.output()
+
+    def has_unfinished(self) -> bool:
+        """Whether anybody runs or waits."""
+        return bool(self._requests)
+
+    def now(self) -> float:
+        """Seconds since this engine was made."""
+        return self._clock() - self._started
+
+    # One iteration
+
+    def step(self) -> list[RequestOutput]:
+        """Compute one iteration.
+
+        Returns
+        -------
+        list of RequestOutput
+            Of the requests that got a token in it, as far as they are; empty if nobody did.
+        """
+        start = self.now()
+        decision = self.scheduler.schedule()
+        for sequence in decision.admitted:
+            self._requests[sequence.request_id].note_start(start)
+        if decision.is_empty:
+            return []
+        weights = self.model.embed_tokens.weight
+        batch = make_batch(decision, self.kv, weights.dtype, weights.device)
+        self.runner.cache.copy(self.kv.copies())
+        logits = self.runner.execute(batch)
+        requests = [self._requests[sequence.request_id] for sequence in batch.sampled]
+        tokens = choose_tokens(logits, [request.sampler for request in requests]) if requests else []
+        counted = _what_it_held(decision)
+        outputs = self._hand_out(decision, requests, tokens, self.now())
+        if self.trace is not None:
+            self.trace.add_iteration(self.now() - start, *counted)
+        return outputs
+
+    def _hand_out(
+        self, decision: Decision, requests: list[EngineRequest], tokens: list[int], now: float
+    ) -> list[RequestOutput]:
+        """Give each request its token, and let the scheduler know who is done."""
+        stopped = {
+            request.request_id
+            for request, token in zip(requests, tokens, strict=True)
+            if request.append(token, now)
+        }
+        produced = {request.request_id: token for request, token in zip(requests, tokens, strict=True)}
+        for sequence in self.scheduler.update(decision, 1, produced, stopped):
+            request = self._requests.pop(sequence.request_id)
+            if self.trace is not None:
+                self.trace.requests.append(request.record(now))
+        return [request.output() for request in requests]
+
+    # The plain interface
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[RequestOutput]:
+        """Answer all prompts.
+
+        Parameters
+        ----------
+        prompts : sequence of str or sequence of int
+            Texts, or tokens.
+        params : SamplingParams or sequence of SamplingParams
+            For all of them, or one for each.
+
+        Returns
+        -------
+        list of RequestOutput
+            In the order of the prompts.
+
+        Raises
+        ------
+        ValueError
+            See :meth:`add_request`; nothing is computed then. Also if others have requests under way.
+        """
+        if self.has_unfinished():
+            raise ValueError("generate: must have the engine to itself; requests are under way")
+        if isinstance(prompts, str):
+            raise TypeError(f"prompts={prompts!r}: must be a sequence of prompts")
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(f"params: {len(each)} of them, must be one or {len(prompts)}")
+        names = []
+        try:
+            for prompt, one in zip(prompts, each, strict=True):
+                names.append(self.add_request(prompt, one))
+        except (TypeError, ValueError):
+            for name in names:
+                self.abort(name)
+            raise
+        answers = {}
+        while self.has_unfinished():
+            answers |= {output.request_id: output for output in self.step() if output.finished}
+        return [answers[name] for name in names]
+
+    def stream(self, prompt: Prompt, params: SamplingParams) -> Iterator[Piece]:
+        """Answer a prompt token by token; other requests go on beside it.
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+            Text, or tokens.
+        params : SamplingParams
+            What is asked.
+
+        Yields
+        ------
+        Piece
+            One a token. Whoever stops listening aborts the request.
+        """
+        name = self.add_request(prompt, params)
+        return self._pieces(name)
+
+    def _pieces(self, name: Hashable) -> Iterator[Piece]:
+        request = self._requests[name]
+        seen = 0
+        try:
+            while seen < len(request.token_ids) or request.finish_reason is None:
+                if seen == len(request.token_ids):
+                    self.step()
+                    continue
+                seen += 1
+                last = seen == len(request.token_ids) and request.finish_reason is not None
+                text = request.take_text(finished=last)
+                yield Piece(request.token_ids[seen - 1], text, request.finish_reason if last else None)
+        finally:
+            if name in self._requests:
+                self.abort(name)
+
+    # Checks
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError(f"prompt={prompt!r}: must be tokens, there is no tokenizer")
+            prompt = self.tokenizer.encode(prompt)
+        ids = list(prompt)
+        if not ids:
+            raise ValueError("prompt: must be one token or more")
+        vocab_size = self.model.config.shape.vocab_size
+        wrong = [token for token in ids if type(token) is not int or not 0 <= token < vocab_size]
+        if wrong:
+            raise ValueError(f"prompt: token {wrong[0]!r} must be an int from 0 to {vocab_size - 1}")
+        return ids
+
+    def _check_length(self, ids: list[int], params: SamplingParams) -> None:
+        context = self.model.config.context_length
+        if len(ids) + params.max_tokens > context:
+            raise ValueError(
+                f"prompt of {len(ids)} tokens and max_tokens={params.max_tokens}: must be together at most "
+                f"the model's context of {context}"
+            )
+
+
+def _num_blocks(model: Llama, num_blocks: int | None, memory_bytes: int | None, block_size: int) -> int:
+    """Blocks of the KV cache."""
+    if num_blocks is not None and memory_bytes is not None:
+        raise ValueError(f"num_blocks={num_blocks}, kv_memory_bytes={memory_bytes}: must not both be given")
+    if num_blocks is not None:
+        check_count("num_blocks", num_blocks)
+        return num_blocks
+    if memory_bytes is None:
+        return -(-4 * model.config.context_length // block_size)
+    check_count("kv_memory_bytes", memory_bytes)
+    dtype_bytes = model.embed_tokens.weight.element_size()
+    block_bytes = block_size * model.config.shape.kv_cache_bytes_per_token(dtype_bytes=dtype_bytes)
+    if memory_bytes < block_bytes:
+        raise ValueError(f"kv_memory_bytes={memory_bytes}: must be at least a block's {block_bytes}")
+    return int(memory_bytes // block_bytes)
+
+
+def _what_it_held(decision: Decision) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+    """What a step cost is asked about a decision: decodes, their context, chunks and theirs."""
+    chunks = tuple((tokens, sequence.num_computed_tokens) for sequence, tokens in decision.chunks)
+    return len(decision.decodes), decision.context_tokens, chunks

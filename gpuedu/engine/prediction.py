@@ -1,0 +1,215 @@
+"""What the serving simulator says about this engine on this machine, beside what the engine did."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from gpuedu.continuous_batching.plan import SchedulerConfig, VLLMScheduler
+from gpuedu.paged_attention.plan.counting import BlockCounter
+from gpuedu.serving.metrics import RequestLog
+from gpuedu.serving.simulator import Replica, simulate
+from gpuedu.serving.step_cost import LinearStepCost, StepCost
+from gpuedu.serving.workload import Request
+
+from .llm import LLM
+from .sampling_params import SamplingParams
+from .trace import Trace
+
+NANOSECOND_S = 1e-9  # clocks are no finer: a request that is due in less has come
+
+
+def measure_step_cost(
+    llm: LLM,
+    *,
+    batch_sizes: Sequence[int] = (1, 4, 16),
+    prompt_tokens: Sequence[int] = (16, 128, 384),
+    output_tokens: int = 6,
+    seed: int = 0,
+) -> LinearStepCost:
+    """Seconds of an iteration on this machine, fitted to a short measurement.
+
+    Parameters
+    ----------
+    llm : LLM
+        Idle; its trace stays as it is.
+    batch_sizes, prompt_tokens : sequence of int
+        So many requests at once, with prompts so long: each combination is run.
+    output_tokens : int
+        Of each.
+    seed : int
+        Of the prompts, which are random tokens.
+
+    Returns
+    -------
+    LinearStepCost
+        See :func:`gpuedu.serving.step_cost.fit_step_cost`.
+
+    Raises
+    ------
+    ValueError
+        If requests are under way, or one of these does not fit the KV cache or the context.
+    """
+    choose = random.Random(seed)
+    vocab_size = llm.model.config.shape.vocab_size
+    params = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
+
+    def run(batch_size: int, length: int) -> None:
+        llm.generate(
+            [[choose.randrange(vocab_size) for _ in range(length)] for _ in range(batch_size)], params
+        )
+
+    kept, llm.trace = llm.trace, None
+    try:
+        run(batch_sizes[0], prompt_tokens[0])  # the first of all takes longer
+        llm.trace = Trace()
+        for batch_size in batch_sizes:
+            for length in prompt_tokens:
+                run(batch_size, length)
+        return llm.trace.fit()
+    finally:
+        llm.trace = kept
+
+
+def drive(
+    llm: LLM,
+    workload: Sequence[Request],
+    *,
+    seed: int = 0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> RequestLog:
+    """Serve requests that come when they come.
+
+    Parameters
+    ----------
+    llm : LLM
+        Idle, with ``record=True``.
+    workload : sequence of Request
+        Times of arrival count from now.
+    seed : int
+        Of the prompts, which are random tokens.
+    sleep : callable
+        Waits while there is nothing to do.
+
+    Returns
+    -------
+    RequestLog
+        The requests in order of their end, their times counted from the call's beginning.
+
+    Raises
+    ------
+    ValueError
+        If the engine keeps no trace.
+
+    Notes
+    -----
+    Who comes during an iteration joins the queue after it, and its waiting counts from when it came: a slow
+    server does not slow its clients down (an open loop).
+    """
+    if llm.trace is None:
+        raise ValueError("llm: must keep a trace (record=True)")
+    choose = random.Random(seed)
+    vocab_size = llm.model.config.shape.vocab_size
+    kept, llm.trace = llm.trace, Trace()
+    begin = llm.now()
+    coming = sorted(workload, key=lambda request: request.arrival_s, reverse=True)
+    while coming or llm.has_unfinished():
+        now = llm.now() - begin
+        while coming and coming[-1].arrival_s <= now + NANOSECOND_S:
+            request = coming.pop()
+            llm.add_request(
+                [choose.randrange(vocab_size) for _ in range(request.prompt_tokens)],
+                SamplingParams(max_tokens=request.output_tokens, ignore_eos=True),
+                request_id=request.request_id,
+                priority=request.priority,
+                client=request.client,
+                arrival_s=begin + request.arrival_s,
+            )
+        if llm.has_unfinished():
+            llm.step()
+        else:
+            sleep(coming[-1].arrival_s - now)
+    log, kept.iterations = llm.trace.requests, kept.iterations + llm.trace.iterations
+    llm.trace = kept
+    for record in log:
+        kept.requests.append(record)
+    return shifted(log, -begin)
+
+
+def shifted(log: RequestLog, seconds: float) -> RequestLog:
+    """The same requests with all times moved by ``seconds``."""
+    moved = RequestLog(log)
+    for name in ("arrival_s", "start_s", "first_token_s", "finish_s"):
+        column = getattr(moved, name)
+        for index, value in enumerate(column):
+            column[index] = value + seconds
+    return moved
+
+
+def predict(
+    workload: Sequence[Request],
+    step_cost: StepCost,
+    config: SchedulerConfig,
+    *,
+    num_blocks: int,
+    block_size: int = 16,
+) -> RequestLog:
+    """The same requests through the simulator.
+
+    Parameters
+    ----------
+    workload : sequence of Request
+        What was, or shall be, asked.
+    step_cost : StepCost
+        Of the machine.
+    config : SchedulerConfig
+        The engine's limits (``LLM.config``).
+    num_blocks, block_size : int
+        The engine's KV cache.
+
+    Returns
+    -------
+    RequestLog
+        In the order of ``workload``. Prefix caching is not simulated here: switch it off in the engine.
+    """
+    scheduler = VLLMScheduler(config, BlockCounter(num_blocks, block_size))
+    return simulate(workload, [Replica(scheduler, step_cost)]).requests
+
+
+def residuals(measured: RequestLog, predicted: RequestLog) -> dict[str, list[float]]:
+    """How far a prediction is off, relative to what was measured.
+
+    Parameters
+    ----------
+    measured, predicted : RequestLog
+        Of the same requests, in any order.
+
+    Returns
+    -------
+    dict
+        ``"ttft_s"``, ``"tpot_s"``, ``"latency_s"``: ``predicted / measured - 1`` for each request (those of
+        one token have no TPOT); ``"throughput"``: a single figure for output tokens per second.
+    """
+    pairs = {record.request_id: [record] for record in measured}
+    for record in predicted:
+        pairs[record.request_id].append(record)
+    found: dict[str, list[float]] = {
+        name: [getattr(theirs, name) / getattr(ours, name) - 1 for ours, theirs in pairs.values()]
+        for name in ("ttft_s", "latency_s")
+    }
+    found["tpot_s"] = [
+        theirs.tpot_s / ours.tpot_s - 1 for ours, theirs in pairs.values() if ours.output_tokens > 1
+    ]
+    found["throughput"] = [_makespan_s(measured) / _makespan_s(predicted) - 1]
+    return found
+
+
+def median_residuals(found: dict[str, list[float]]) -> dict[str, float]:
+    """Of each kind of residual, the median of its absolute values."""
+    return {name: median(map(abs, values)) for name, values in found.items()}
+
+
+def _makespan_s(log: RequestLog) -> float:
+    return max(log.finish_s) - min(log.arrival_s)

@@ -1,0 +1,140 @@
+"""The simulator and the engine make the same decisions; with the same prices they tell the same times."""
+
+from __future__ import annotations
+
+import pytest
+
+import gpuedu.engine.__main__ as command
+from gpuedu.continuous_batching.plan import SchedulerConfig, VLLMScheduler
+from gpuedu.engine import LLM, drive, measure_step_cost, median_residuals, predict, residuals
+from gpuedu.paged_attention.plan.counting import BlockCounter
+from gpuedu.serving.metrics import RequestLog, RequestRecord
+from gpuedu.serving.simulator import Replica, simulate
+from gpuedu.serving.step_cost import LinearStepCost
+from gpuedu.serving.workload import Poisson, Request, Uniform, make_requests
+
+COST = LinearStepCost(0.02, token_s=0.0007, decode_s=0.003, context_s=2e-5, pair_s=1e-6)
+
+
+class Clock:
+    """Stands still unless something that takes time is done."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += seconds
+
+
+def priced_engine(model, clock: Clock, **limits) -> LLM:
+    """An engine on whose clock an iteration takes what the step cost says."""
+    llm = LLM(model, enable_prefix_caching=False, clock=clock, record=True, **limits)
+    schedule = llm.scheduler.schedule
+
+    def schedule_and_wait():
+        decision = schedule()
+        if not decision.is_empty:
+            chunks = [(tokens, sequence.num_computed_tokens) for sequence, tokens in decision.chunks]
+            clock.now += COST.seconds(len(decision.decodes), decision.context_tokens, chunks)
+        return decision
+
+    llm.scheduler.schedule = schedule_and_wait
+    return llm
+
+
+LIMITS = {
+    "plain": {"num_blocks": 200},
+    "chunks": {"num_blocks": 200, "max_num_batched_tokens": 16},
+    "few places": {"num_blocks": 200, "max_num_seqs": 3},
+    "few blocks": {"num_blocks": 16, "block_size": 4, "max_num_batched_tokens": 24},
+    "held back": {"num_blocks": 300, "block_size": 4, "long_prefill_token_threshold": 6},
+}
+
+
+@pytest.mark.parametrize("rate", [2.0, 1000.0])
+@pytest.mark.parametrize("name", LIMITS)
+def test_engine_and_simulator_tell_the_same_times(model, name, rate):
+    requests = make_requests(40, Poisson(rate), Uniform(1, 40), Uniform(1, 20), seed=3)
+    clock = Clock()
+    limits = dict(LIMITS[name])
+    llm = priced_engine(model, clock, **limits)
+    measured = drive(llm, requests, sleep=clock.sleep)
+    num_blocks, block_size = limits.pop("num_blocks"), limits.pop("block_size", 16)
+    predicted = predict(requests, COST, llm.config, num_blocks=num_blocks, block_size=block_size)
+    assert len(measured) == 40
+    theirs = {record.request_id: record for record in predicted}
+    for record in measured:
+        other = theirs[record.request_id]
+        for field in ("arrival_s", "start_s", "first_token_s", "finish_s", "worst_gap_s"):
+            assert getattr(record, field) == pytest.approx(getattr(other, field), abs=1e-8), field
+        for field in ("prompt_tokens", "output_tokens", "preemptions"):
+            assert getattr(record, field) == getattr(other, field)
+    assert (sum(measured.preemptions) > 0) == (name == "few blocks")
+    assert max(max(map(abs, values)) for values in residuals(measured, predicted).values()) < 1e-6
+    assert len(llm.trace.requests) == 40 and not llm.has_unfinished()
+
+
+def test_the_simulator_replays_a_trace(model):
+    """From the trace alone: what was asked, and what the iterations cost."""
+    clock = Clock()
+    llm = priced_engine(model, clock, num_blocks=100, max_num_batched_tokens=32)
+    lengths = [(3, 5), (30, 9), (50, 2), (1, 14)]
+    drive(llm, [Request(n, 1e-4 * n, *both) for n, both in enumerate(lengths)], sleep=clock.sleep)
+    workload = llm.trace.workload()
+    assert [(request.prompt_tokens, request.output_tokens) for request in workload] == lengths
+    cost = llm.trace.fit()
+    replica = Replica(VLLMScheduler(SchedulerConfig(max_num_batched_tokens=32), BlockCounter(100)), cost)
+    log = simulate(workload, [replica]).requests
+    measured = sorted(llm.trace.requests, key=lambda record: record.prompt_tokens)
+    predicted = sorted(log, key=lambda record: record.prompt_tokens)
+    for ours, theirs in zip(measured, predicted, strict=True):
+        assert theirs.latency_s == pytest.approx(ours.latency_s, rel=0.01)
+
+
+def test_measured_step_cost_is_the_true_one(model):
+    clock = Clock()
+    llm = priced_engine(model, clock, num_blocks=200)
+    fitted = measure_step_cost(llm, batch_sizes=(1, 3, 8), prompt_tokens=(4, 60, 120))
+    assert llm.trace.iterations == [] and len(llm.trace.requests) == 0
+    for batch in ((4, 300, ()), (1, 40, ()), (0, 0, ((100, 0),)), (2, 60, ((30, 0), (50, 0)))):
+        assert fitted.seconds(*batch) == pytest.approx(COST.seconds(*batch), rel=0.01)
+
+
+def test_waiting_counts_from_when_it_came(model):
+    """Requests that come during an iteration wait from then on, and not from its end."""
+    clock = Clock()
+    llm = priced_engine(model, clock, num_blocks=100)
+    requests = [Request(0, 0.0, prompt_tokens=30, output_tokens=3), Request(1, 0.001, 5, 1)]
+    log = drive(llm, requests, sleep=clock.sleep)
+    records = {record.request_id: record for record in log}
+    first = COST.seconds(0, 0, [(30, 0)])
+    assert records[1].arrival_s == pytest.approx(0.001)
+    assert records[1].start_s == pytest.approx(first)
+    assert records[1].ttft_s == pytest.approx(first + COST.seconds(1, 30, [(5, 0)]) - 0.001)
+
+
+def test_residuals():
+    def log(*rows):
+        return RequestLog(RequestRecord(n, 0.0, 0.0, first, end, 5, out) for n, first, end, out in rows)
+
+    found = residuals(log((0, 1.0, 3.0, 3), (1, 2.0, 2.0, 1)), log((1, 1.0, 1.0, 1), (0, 1.5, 4.5, 3)))
+    assert found["ttft_s"] == [0.5, -0.5]
+    assert found["tpot_s"] == [0.5]
+    assert found["latency_s"] == [0.5, -0.5]
+    assert found["throughput"] == [pytest.approx(3.0 / 4.5 - 1)]
+    assert median_residuals(found)["ttft_s"] == 0.5
+
+
+def test_the_command_prints_measured_and_predicted(make_model, monkeypatch, capsys):
+    model = make_model(context_length=512)
+    monkeypatch.setattr(command.tinylm, "smollm2_or_target", lambda: ("small", model, None))
+    monkeypatch.setattr("sys.argv", ["engine", "--requests", "5"])
+    command.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("small: LinearStepCost")
+    assert [line.split()[0] for line in lines[2:6]] == ["ttft_s", "tpot_s", "latency_s", "tokens/s"]
+    assert all(float(line.split()[1]) > 0 and float(line.split()[2]) > 0 for line in lines[2:6])
