@@ -43,7 +43,7 @@ def drain(kind: type, requests: list[Request], seqs: int) -> int:
     return iterations
 
 
-def decisions() -> list[dict]:
+def decisions() -> dict:
     """Both schedulers over the same backlog, for batches of doubled size."""
     rows = []
     for seqs in (32, 64, 128, 256):
@@ -55,7 +55,7 @@ def decisions() -> list[dict]:
         }
         size = {"max_num_seqs": seqs, "requests": len(requests), "lengths": TRAFFIC_NAME}
         rows.append(row(size, samples))
-    return rows
+    return {"name": "work off a backlog: decisions alone", "rows": rows}
 
 
 def cold(explorer: Explorer, values: dict) -> None:
@@ -66,19 +66,21 @@ def cold(explorer: Explorer, values: dict) -> None:
 
 
 def moves() -> list[dict]:
-    """Seconds of one move of each explorer."""
-    rows = []
+    """Seconds of one move of each explorer, in CPython."""
+    benchmarks = []
     for explorer in (slots, frontier):
+        rows = []
         for preset in explorer.presets:
             values = explorer.values_of(preset)
             seconds = sample(lambda explorer=explorer, values=values: cold(explorer, values), 5)
             rows.append(row({"explorer": explorer.id, "preset": preset.name}, {"gpuedu": seconds}))
-    return rows
+        benchmarks.append({"name": f"a move of the explorer {explorer.id}", "rows": rows})
+    return benchmarks
 
 
 def main() -> None:
     """Measure and write the result."""
-    print(write("continuous_batching", [], [*decisions(), *moves()]))
+    print(write("continuous_batching", [], [decisions(), *moves()]))
 
 
 if __name__ == "__main__":

@@ -184,7 +184,10 @@ def blocks_as_the_pool_grows() -> dict:
         rows.append(row({"blocks": num_blocks, "operations": operations}, samples))
         speeds = {name: operations / seconds for name, seconds in rows[-1]["median_s"].items()}
         print(num_blocks, {name: f"{speed / 1e6:.2f} M/s" for name, speed in speeds.items()})
-    targets = {"target_operations_per_s": {"blocks": 10_000, "operations_per_s": 1e6}, "target_growth": 5}
+    targets = {
+        "target_rate": {"size": {"blocks": 10_000}, "operations_per_s": 1e6},
+        "target_dearer": 5,
+    }
     return {"name": "blocks allocated and freed, caching on", **targets, "rows": rows}
 
 

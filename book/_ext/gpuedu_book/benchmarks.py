@@ -116,7 +116,40 @@ def growth(rows: list[dict[str, Any]], limit: float) -> str:
     )
 
 
-VERDICTS = {"target_s": on_time, "target_ratio": beside, "target_growth": growth}
+def rate(rows: list[dict[str, Any]], target: dict[str, Any]) -> str:
+    """A target in operations a second."""
+    (row,) = of_size(rows, target["size"])
+    measured = row["size"]["operations"] / next(iter(row["median_s"].values()))
+    limit = target["operations_per_s"]
+    return (
+        f"Target: at least {limit:,.0f} operations/s at {words(target['size'])}. "
+        f"Measured: {measured:,.0f}, {outcome(limit, measured)}."
+    )
+
+
+def dearer(rows: list[dict[str, Any]], limit: float) -> str:
+    """A target for what one operation costs at the largest size, in its cost at the smallest."""
+    first, last = (next(iter(r["median_s"].values())) / r["size"]["operations"] for r in (rows[0], rows[-1]))
+    return (
+        f"Target: an operation at the largest size is at most {limit} times as dear as at the smallest. "
+        f"Measured: {last / first:.2f}, {outcome(last / first, limit)}."
+    )
+
+
+def memory(rows: list[dict[str, Any]], limit: float) -> str:
+    """A target for the most memory a process held."""
+    peak = max(row["peak_bytes"] for row in rows)
+    return f"Target: under {limit / 1e9:g} GB of memory. Measured: {peak / 1e9:.2f}, {outcome(peak, limit)}."
+
+
+VERDICTS = {
+    "target_s": on_time,
+    "target_ratio": beside,
+    "target_growth": growth,
+    "target_rate": rate,
+    "target_dearer": dearer,
+    "target_bytes": memory,
+}
 
 
 def of_size(rows: list[dict[str, Any]], size: dict[str, int | str]) -> list[dict[str, Any]]:
@@ -129,7 +162,11 @@ class Benchmarks(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Build the sections; a sentence where nothing has been measured."""
-        titles = {t.slug: t.title for t in TECHNIQUES} | {"explorer": "The explorers, in the browser"}
+        titles = {t.slug: t.title for t in TECHNIQUES} | {
+            "serving": "The serving simulator",
+            "engine": "The inference engine",
+            "explorer": "The explorers, in the browser",
+        }
         measured = {slug: title for slug, title in titles.items() if (RESULTS / f"{slug}.json").is_file()}
         if not measured:
             return [nodes.paragraph("", "Nothing has been measured yet: make bench does it.")]
