@@ -61,12 +61,34 @@ class Point:
 def make_scheduler(
     batching: str, *, max_num_seqs: int, max_num_batched_tokens: int, blocks: int, max_model_len: int
 ) -> Scheduler:
-    """A scheduler by name, over a KV cache of so many blocks of 16 tokens.
+    """A scheduler by name, over a KV cache in blocks of 16 tokens.
+
+    Parameters
+    ----------
+    batching : str
+        A name of ``BATCHING``.
+    max_num_seqs, max_num_batched_tokens : int
+        Sequences that run at once, and tokens of one iteration.
+    blocks : int
+        Of the KV cache.
+    max_model_len : int
+        Tokens that Orca reserves for a sequence.
+
+    Returns
+    -------
+    Scheduler
+        New.
 
     Raises
     ------
     ValueError
         For another name than those of ``BATCHING``.
+
+    Examples
+    --------
+    >>> limits = {"max_num_seqs": 8, "max_num_batched_tokens": 2048, "blocks": 100, "max_model_len": 64}
+    >>> type(make_scheduler("orca", **limits)).__name__
+    'OrcaScheduler'
     """
     if batching == "static":
         return StaticBatching(max_num_seqs, BlockCounter(blocks))
@@ -123,6 +145,15 @@ def frontier_point(
     ------
     ValueError
         For an unknown name, or a request that cannot be served.
+
+    Examples
+    --------
+    >>> from gpuedu.serving.step_cost import LinearStepCost
+    >>> from gpuedu.serving.workload import Fixed
+    >>> step_cost = LinearStepCost(0.01, token_s=2e-5, context_s=1e-7)
+    >>> point = frontier_point("vllm", 2.0, prompt=Fixed(100), output=Fixed(50), step_cost=step_cost)
+    >>> point.preemptions
+    0
     """
     check_count("requests", requests, 2)
     workload = make_requests(requests, Poisson(rate), prompt, output, seed=seed)

@@ -11,6 +11,16 @@ POINTS = 20_000
 def harmonic(n: int) -> float:
     """1 + 1/2 + ... + 1/n.
 
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Returns
+    -------
+    float
+        The harmonic number.
+
     Examples
     --------
     >>> [round(harmonic(n), 2) for n in (4, 8, 16, 32)]
@@ -21,12 +31,30 @@ def harmonic(n: int) -> float:
 
 
 def expected_longest(lengths: Lengths, batch_size: int) -> float:
-    """Expected length of the longest of a batch, in tokens.
+    """Expected length of the longest of a batch.
+
+    Parameters
+    ----------
+    lengths : Lengths
+        Of each member.
+    batch_size : int
+        Members, at least 1.
+
+    Returns
+    -------
+    float
+        Tokens.
 
     Notes
     -----
     The longest of B independent draws has the quantile function ``Q(u ** (1 / B))``; its mean is the
     integral over u, here by the midpoint rule at 20,000 points.
+
+    Examples
+    --------
+    >>> from gpuedu.serving.workload import Fixed
+    >>> expected_longest(Fixed(100), 8)
+    100.0
     """
     check_count("batch_size", batch_size)
     power = 1 / batch_size
@@ -70,11 +98,24 @@ def static_occupancy(lengths: Lengths, batch_size: int) -> float:
 def static_gain(lengths: Lengths, batch_size: int) -> float:
     """How many times the throughput of static batching continuous batching has, at most.
 
+    Parameters
+    ----------
+    lengths : Lengths
+        Of the outputs.
+    batch_size : int
+        Slots.
+
     Returns
     -------
     float
         ``1 / static_occupancy``: with a backlog, if every slot of a continuous batch is filled again at
         once, and an iteration takes the same time whatever its slots compute. ``H_B`` for exponential
         lengths.
+
+    Examples
+    --------
+    >>> from gpuedu.serving.workload import Fixed
+    >>> static_gain(Fixed(100), 8)
+    1.0
     """
     return 1 / static_occupancy(lengths, batch_size)

@@ -72,25 +72,30 @@ class _Heap(FirstComeFirstServed):
         raise NotImplementedError
 
     def push(self, sequence: Sequence) -> None:
+        """Somebody has come."""
         self._came += 1
         entry = (*self.key(sequence), self._came, sequence)
         self._entries[sequence.request_id] = entry
         heappush(self._heap, entry)
 
     def push_back_preempted(self, sequence: Sequence) -> None:
+        """Somebody who ran must wait again."""
         self.push(sequence)
 
     def peek(self) -> Sequence:
+        """Who is next."""
         while self._entries.get(self._heap[0][-1].request_id) is not self._heap[0]:
             heappop(self._heap)
         return self._heap[0][-1]
 
     def pop(self) -> Sequence:
+        """Who is next, and goes."""
         sequence = self.peek()
         self.remove(sequence)
         return sequence
 
     def remove(self, sequence: Sequence) -> None:
+        """Somebody gives up."""
         del self._entries[sequence.request_id]
 
 
@@ -98,6 +103,7 @@ class ByPriority(_Heap):
     """By priority, then by arrival, as vLLM's priority policy: who was preempted has no right of way."""
 
     def key(self, sequence: Sequence) -> tuple:
+        """What the queue is ordered by."""
         return (sequence.priority, sequence.arrival)
 
 
@@ -123,16 +129,20 @@ class ShortestPredicted(_Heap):
         yield from super().__iter__()
 
     def key(self, sequence: Sequence) -> tuple:
+        """What the queue is ordered by."""
         return (sequence.predicted_tokens - sequence.num_output_tokens,)
 
     def push(self, sequence: Sequence) -> None:
+        """Somebody has come."""
         super().push(sequence)
         self._by_age.append((self._admissions, self._entries[sequence.request_id]))
 
     def push_back_preempted(self, sequence: Sequence) -> None:
+        """Somebody who ran must wait again."""
         self._preempted.appendleft(sequence)
 
     def peek(self) -> Sequence:
+        """Who is next."""
         if self._preempted:
             return self._preempted[0]
         oldest = self._by_age
@@ -143,12 +153,14 @@ class ShortestPredicted(_Heap):
         return super().peek()
 
     def pop(self) -> Sequence:
+        """Who is next, and goes."""
         sequence = self.peek()
         self.remove(sequence)
         self._admissions += 1
         return sequence
 
     def remove(self, sequence: Sequence) -> None:
+        """Somebody gives up."""
         if sequence in self._preempted:
             self._preempted.remove(sequence)
         else:
@@ -188,6 +200,7 @@ class VirtualTokenCounter(FirstComeFirstServed):
         return (sequence for queue in self._queues.values() for sequence in queue)
 
     def push(self, sequence: Sequence) -> None:
+        """Somebody has come."""
         client = sequence.client
         if client not in self._queues:
             counters = self.counters
@@ -198,14 +211,17 @@ class VirtualTokenCounter(FirstComeFirstServed):
         self._waiting += 1
 
     def push_back_preempted(self, sequence: Sequence) -> None:
+        """Somebody who ran must wait again."""
         self._queues.setdefault(sequence.client, deque()).appendleft(sequence)
         self._waiting += 1
 
     def peek(self) -> Sequence:
+        """Who is next."""
         client = min(self._queues, key=self.counters.__getitem__)
         return self._queues[client][0]
 
     def pop(self) -> Sequence:
+        """Who is next, and goes."""
         sequence = self.peek()
         self.remove(sequence)
         if not sequence.num_preemptions:
@@ -213,6 +229,7 @@ class VirtualTokenCounter(FirstComeFirstServed):
         return sequence
 
     def remove(self, sequence: Sequence) -> None:
+        """Somebody gives up."""
         queue = self._queues[sequence.client]
         queue.remove(sequence)
         self._waiting -= 1
@@ -221,12 +238,29 @@ class VirtualTokenCounter(FirstComeFirstServed):
             self._last_gone = sequence.client
 
     def charge(self, client: Hashable, prompt_tokens: int, output_tokens: int) -> None:
+        """A client was given service: its counter rises."""
         given = self.PROMPT_WEIGHT * prompt_tokens + self.OUTPUT_WEIGHT * output_tokens
         self.counters[client] += given
 
 
 def waiting_queue(config: SchedulerConfig) -> FirstComeFirstServed:
-    """The queue that a configuration's policy asks for, empty."""
+    """The queue that a configuration's policy asks for, empty.
+
+    Parameters
+    ----------
+    config : SchedulerConfig
+        Names the policy.
+
+    Returns
+    -------
+    FirstComeFirstServed
+        Or one of its kind.
+
+    Examples
+    --------
+    >>> type(waiting_queue(SchedulerConfig(policy="vtc"))).__name__
+    'VirtualTokenCounter'
+    """
     if config.policy == "priority":
         return ByPriority()
     if config.policy == "vtc":

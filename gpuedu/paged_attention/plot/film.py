@@ -240,6 +240,11 @@ class _Paged:
         self.chain_of, self.chain = "", ()
         self.news: list[str] = []
         self.copies: list[tuple[int, int]] = []
+        self._labels: dict[int, str] = {}
+
+    def _label(self, name: int) -> str:
+        """A hash by the order in which it was seen: Python's hashes differ between platforms."""
+        return self._labels.setdefault(name, f"#{len(self._labels) + 1}")
 
     def tick(self, tick: int) -> None:
         """Who is done leaves, the others go on or give way, and who fits comes in."""
@@ -298,7 +303,7 @@ class _Paged:
         full = request.num_tokens // self.manager.block_size
         table = self.manager.block_table(request.request_id)[:full]
         self.chain_of = request.request_id
-        self.chain = tuple(Link(b, short(index.place[b]), i < found) for i, b in enumerate(table))
+        self.chain = tuple(Link(b, self._label(index.place[b]), i < found) for i, b in enumerate(table))
 
     def frame(self) -> dict:
         """What the frame says of this memory."""
@@ -313,7 +318,7 @@ class _Paged:
                 filled[block] = max(filled[block], min(size, request.num_computed_tokens - i * size))
         names = [None if index is None else index.place[b] for b in range(manager.num_blocks)]
         blocks = tuple(
-            Block(tuple(holders[b]), first[b], filled[b], None if names[b] is None else short(names[b]))
+            Block(tuple(holders[b]), first[b], filled[b], None if names[b] is None else self._label(names[b]))
             for b in range(manager.num_blocks)
         )
         tokens = sum(filled)
@@ -329,12 +334,3 @@ class _Paged:
             "hit_tokens": manager.hit_tokens,
             "copies": tuple(self.copies),
         }
-
-
-def short(name: int) -> str:
-    """Four hexadecimal digits of a hash.
-
-    >>> short(0x1234abcd)
-    'abcd'
-    """
-    return f"{name & 0xFFFF:04x}"

@@ -256,7 +256,7 @@ def _holders(holders: tuple[str, ...]) -> str:
 
 
 def _tell(number: int, block) -> str:
-    name = "" if block.name is None else f", hash …{block.name}"
+    name = "" if block.name is None else f", hash {block.name}"
     if not block.holders:
         return f"block {number}: free{name}"
     tokens = f"tokens {block.first} to {block.first + block.filled - 1}"
@@ -331,7 +331,7 @@ def _chain(frame: Frame) -> Iterator[dict]:
     yield from _squares("6", made, translucent(COLORS["forward"], 0.25), COLORS["forward"])
     yield from _squares("6", found, translucent(COLORS["accepted"], 0.3), COLORS["accepted"])
     told = [
-        f"block {link.block}, hash …{link.name}: {'found' if link.found else 'computed'}" for link in links
+        f"block {link.block}, hash {link.name}: {'found' if link.found else 'computed'}" for link in links
     ]
     yield _small("6", [link.name for link in links], told, 0.3)
     yield _small("6", [str(link.block) for link in links], told, 0.7)

@@ -82,8 +82,8 @@ def tradeoff_figure(*, bits, method, calibration, text, small, large, gpu, phase
                          "tickvals": list(TICKS), "ticktext": [f"{t:g}" for t in TICKS],
                          "title": {"text": "perplexity, times<br>that of FP32"}},
         "xaxis2": bare | {"anchor": "y2", "rangemode": "tozero", "title": {"text": "ms"}},
-        "yaxis2": bare | {"domain": [0, 0.4], "autorange": "reversed", "type": "category", "showgrid": False,
-                          "categoryarray": list(_formats())},
+        "yaxis2": bare | {"domain": [0, 0.4], "range": [len(_formats()) - 0.5, -0.5], "type": "category",
+                          "showgrid": False, "categoryarray": list(_formats())},
         "margin": {"l": 72, "r": 16, "t": 84, "b": 56},
         "legend": {"itemwidth": 30, "font": {"size": 13}, "traceorder": "normal"},
     }  # fmt: skip

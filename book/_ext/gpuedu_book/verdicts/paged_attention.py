@@ -19,7 +19,9 @@ from gpuedu.paged_attention.cost import (
 )
 from gpuedu.transformer import MODELS
 
-WIDTHS = (2, 6)
+WIDTHS = {"two": 2, "six": 6}
+BLOCK, LARGE_BLOCK = 16, 256
+FEW, MANY = 60, 1366  # tokens: a short chat, and the mean of Azure's conversations
 PROMPT, OUTPUT, REPLACED = 160, 340, 0.2
 
 
@@ -55,14 +57,18 @@ def c48() -> dict[str, object]:
     shares = figure_2()
     return {
         "max": f"{shares['max']['tokens']:.0f}",
-        "pow2": f"{shares['pow2']['tokens']:.0f}",
+        "powers": f"{shares['pow2']['tokens']:.0f}",
         "oracle": f"{shares['oracle']['tokens']:.0f}",
         "oracle_external": f"{shares['oracle']['external']:.0f}",
         "paged": f"{shares['paged']['tokens']:.0f}",
-        "half": "7.5",
-        "short": f"{100 * tail_share(60, 16):.0f}",
-        "usual": f"{100 * tail_share(1366, 16):.1f}",
-        "big": f"{100 * tail_share(1366, 256):.1f}",
+        "block": BLOCK,
+        "large": LARGE_BLOCK,
+        "few": FEW,
+        "many": f"{MANY:,}",
+        "half": (BLOCK - 1) / 2,
+        "short": f"{100 * tail_share(FEW, BLOCK):.0f}",
+        "usual": f"{100 * tail_share(MANY, BLOCK):.1f}",
+        "big": f"{100 * tail_share(MANY, LARGE_BLOCK):.1f}",
     }
 
 
@@ -81,10 +87,10 @@ def c49() -> dict[str, object]:
 def c50() -> dict[str, object]:
     """What beams and samples save by sharing, and what beam search costs without forks."""
     numbers: dict[str, object] = {"prompt": PROMPT, "output": OUTPUT}
-    for width in WIDTHS:
+    for name, width in WIDTHS.items():
         beams = decode(PROMPT, random_beams(width, OUTPUT, REPLACED), width=width)
         samples = decode(PROMPT, [range(width)] * OUTPUT, width=width)
-        numbers[f"beams_{width}"] = f"{100 * beams.saving:.0f}"
-        numbers[f"samples_{width}"] = f"{100 * samples.saving:.0f}"
+        numbers[f"beams_{name}"] = f"{100 * beams.saving:.0f}"
+        numbers[f"samples_{name}"] = f"{100 * samples.saving:.0f}"
     again = beams_by_prefix(PROMPT, random_beams(6, OUTPUT, REPLACED), width=6)
     return numbers | {"again": f"{again.per_token:.1f}"}
