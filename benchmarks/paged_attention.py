@@ -123,9 +123,10 @@ class Ours(KVCacheManager):
 
     def admit(self, sequence: Sequence) -> int | None:
         """Blocks taken; None if they do not fit."""
-        sequence.block_hashes = []
+        sequence.block_hashes, sequence.num_computed_tokens = [], 0
         found, tokens = self.get_computed_blocks(sequence)
         new = self.allocate_slots(sequence, sequence.num_tokens - tokens, found)
+        sequence.num_computed_tokens = sequence.num_tokens
         return None if new is None else len(found) + len(new)
 
 

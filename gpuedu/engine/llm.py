@@ -12,7 +12,6 @@ from gpuedu.llama import Llama, Tokenizer
 from gpuedu.paged_attention.plan import KVCacheManager
 
 from .batch import make_batch
-from .block_manager import EngineKVCacheManager
 from .kv_cache import PagedKVCache
 from .model_runner import ModelRunner
 from .outputs import Piece, RequestOutput
@@ -109,7 +108,7 @@ class LLM:
         weights = model.embed_tokens.weight
         num_blocks = _num_blocks(model, num_blocks, kv_memory_bytes, block_size)
         self.model, self.tokenizer = model, tokenizer
-        self.kv = EngineKVCacheManager(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching)
+        self.kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching)
         self.config = SchedulerConfig(**limits) if make_scheduler is None else None
         self.scheduler: Scheduler = (
             VLLMScheduler(self.config, self.kv) if make_scheduler is None else make_scheduler(self.kv)

@@ -536,3 +536,16 @@ def test_bad_reservations():
         ContiguousManager(1000, "half", longest=1000)
     with pytest.raises(ValueError, match="address=3"):
         manager.memory.free(3)
+
+
+@pytest.mark.parametrize("prefix_index", INDEXES)
+@pytest.mark.parametrize("leave", ["free", "swap_out"])
+def test_blocks_that_were_never_filled_are_not_found(prefix_index, leave, request_of):
+    """Taken back in the step that was to fill them: what a scheduler with priorities does to a victim."""
+    manager = cached(16, prefix_index=prefix_index, num_host_blocks=16)
+    victim = request_of("victim", range(12))
+    manager.allocate_slots(victim, 4)
+    victim.num_computed_tokens = 4
+    manager.allocate_slots(victim, 8)  # full and known, and then nobody computes them
+    getattr(manager, leave)(victim)
+    assert manager.get_computed_blocks(request_of("next", range(12)))[1] == 4

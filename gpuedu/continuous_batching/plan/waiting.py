@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from heapq import heappop, heappush
 
 from .decision import SchedulerConfig
@@ -56,7 +56,8 @@ class FirstComeFirstServed:
 class _Heap(FirstComeFirstServed):
     """A queue ordered by a key; ties as they came."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: Callable[[Sequence], int | tuple]) -> None:
+        self._key = key
         self._heap: list[tuple] = []
         self._entries: dict[Hashable, tuple] = {}
         self._came = 0
@@ -67,14 +68,10 @@ class _Heap(FirstComeFirstServed):
     def __iter__(self) -> Iterator[Sequence]:
         return (entry[-1] for entry in sorted(self._entries.values(), key=lambda entry: entry[:-1]))
 
-    def key(self, sequence: Sequence) -> tuple:
-        """What the queue is ordered by."""
-        raise NotImplementedError
-
     def push(self, sequence: Sequence) -> None:
         """Somebody has come."""
         self._came += 1
-        entry = (*self.key(sequence), self._came, sequence)
+        entry = (self._key(sequence), self._came, sequence)
         self._entries[sequence.request_id] = entry
         heappush(self._heap, entry)
 
@@ -102,9 +99,8 @@ class _Heap(FirstComeFirstServed):
 class ByPriority(_Heap):
     """By priority, then by arrival, as vLLM's priority policy: who was preempted has no right of way."""
 
-    def key(self, sequence: Sequence) -> tuple:
-        """What the queue is ordered by."""
-        return (sequence.priority, sequence.arrival)
+    def __init__(self) -> None:
+        super().__init__(lambda sequence: (sequence.priority, sequence.arrival))
 
 
 class ShortestPredicted(_Heap):
@@ -115,7 +111,7 @@ class ShortestPredicted(_Heap):
     """
 
     def __init__(self, starvation_limit: int) -> None:
-        super().__init__()
+        super().__init__(lambda sequence: sequence.predicted_tokens - sequence.num_output_tokens)
         self.starvation_limit = starvation_limit
         self._admissions = 0
         self._by_age: deque[tuple[int, tuple]] = deque()
@@ -127,10 +123,6 @@ class ShortestPredicted(_Heap):
     def __iter__(self) -> Iterator[Sequence]:
         yield from self._preempted
         yield from super().__iter__()
-
-    def key(self, sequence: Sequence) -> tuple:
-        """What the queue is ordered by."""
-        return (sequence.predicted_tokens - sequence.num_output_tokens,)
 
     def push(self, sequence: Sequence) -> None:
         """Somebody has come."""

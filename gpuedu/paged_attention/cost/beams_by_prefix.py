@@ -93,5 +93,6 @@ def _ask(manager: KVCacheManager, request: _Request) -> int:
     """Compute a request's text, release it, and say how many tokens that took."""
     found, hit = manager.get_computed_blocks(request)
     manager.allocate_slots(request, request.num_tokens - hit, found)
+    request.num_computed_tokens = request.num_tokens
     manager.free(request)
     return request.num_tokens - hit

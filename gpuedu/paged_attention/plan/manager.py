@@ -364,14 +364,28 @@ class KVCacheManager:
     # Release
 
     def free(self, sequence: SequenceLike) -> None:
-        """Release what a request holds, on the device or swapped out, tail first; KeyError if nothing."""
+        """Release what a request holds, on the device or swapped out, tail first; KeyError if nothing.
+
+        Blocks past ``num_computed_tokens`` were never filled: the prefix index forgets them.
+        """
         if sequence.request_id in self._swapped:
             _, host = self._swapped.pop(sequence.request_id)
             self._free_host_blocks += [block for block in reversed(host) if block is not None]
             return
         table = self._table(sequence.request_id)
         del self._tables[sequence.request_id]
+        self._forget_uncomputed(sequence, table)
         self._release(table)
+
+    def _forget_uncomputed(self, sequence: SequenceLike, table: _Table) -> None:
+        """Take blocks out of the prefix index that were to be filled in a step and are taken back before it.
+
+        A scheduler with priorities does so: the victim may stand before the request that needs its blocks.
+        """
+        computed = sequence.num_computed_tokens // self.block_size
+        if self.pool.index is not None and table.known > computed:
+            self.pool.index.discard(table.blocks[computed : table.known])
+            table.known = computed
 
     def _release(self, table: _Table) -> None:
         blocks = table.blocks[table.left_behind :]
@@ -423,6 +437,7 @@ class KVCacheManager:
             return None
         host = [self._free_host_blocks.pop() for _ in moved]
         del self._tables[sequence.request_id]
+        self._forget_uncomputed(sequence, table)
         self._release(table)
         self._swapped[sequence.request_id] = (table, host)
         return list(zip(moved, host, strict=True))
