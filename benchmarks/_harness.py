@@ -45,7 +45,7 @@ def write(slug: str, packages: Iterable[str], benchmarks: list[dict[str, Any]]) 
     report = {
         "slug": slug,
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "system": f"{platform.system()} {platform.machine()}",
         },
@@ -58,7 +58,7 @@ def write(slug: str, packages: Iterable[str], benchmarks: list[dict[str, Any]]) 
     return path
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -9,19 +9,41 @@ import shutil
 import statistics
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks._harness import row, write
+from gpuedu.continuous_batching.cost import BATCHING
+from gpuedu.continuous_batching.plot import frontier_explorer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "book"))
 import serve
 
-PAGE = "training/pipeline_parallel.html"
-CARD = "pipeline-schedule"
+
+@dataclass(frozen=True)
+class Card:
+    """An explorer and the page on which it stands."""
+
+    page: str
+    id: str
+
+    def slider(self, control: str) -> str:
+        """Selector of a control's slider."""
+        return f'#{self.id} [data-control="{control}"] input[type=range]'
+
+    def choice(self, control: str) -> str:
+        """Selector of a control's list."""
+        return f"#{self.id}-{control}"
+
+
+SCHEDULE = Card("training/pipeline_parallel.html", "pipeline-schedule")
+MEMORY = Card("acceleration/paged_attention.html", "kv-memory")
+SLOTS = Card("acceleration/continuous_batching.html", "batching-slots")
+FRONTIER = Card("acceleration/continuous_batching.html", "latency-throughput")
 PRESETS = ("gpipe", "1f1b", "interleaved", "zero_bubble", "slow_network", "naive")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -48,22 +70,22 @@ async (change) => {
 
 
 @contextmanager
-def book_page(address: str, view: str = "") -> Iterator[Page]:
+def book_page(address: str, card: Card, view: str = "") -> Iterator[Page]:
     """The chapter in a browser that has never seen it, its figure drawn."""
     with sync_playwright() as playwright:
         path = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
-        page.goto(f"{address}{PAGE}#{CARD}{view}", wait_until="networkidle")
-        page.locator(f"#{CARD}[data-state=ready][data-values]").wait_for()
+        page.goto(f"{address}{card.page}#{card.id}{view}", wait_until="networkidle")
+        page.locator(f"#{card.id}[data-state=ready][data-values]").wait_for()
         page.wait_for_timeout(500)
         yield page
         browser.close()
 
 
 def preset_switch(address: str) -> dict:
-    with book_page(address) as page:
-        radios = [f'#{CARD} input[value="{preset}"]' for preset in PRESETS]
+    with book_page(address, SCHEDULE) as page:
+        radios = [f'#{SCHEDULE.id} input[value="{preset}"]' for preset in PRESETS]
         seconds = [page.evaluate(TIMED, {"selector": radio}) for _ in range(5) for radio in radios]
     return benchmark("switch to another preset", {"presets": len(PRESETS)}, seconds, 0.150)
 
@@ -71,22 +93,48 @@ def preset_switch(address: str) -> dict:
 def cold_start(address: str) -> dict:
     seconds = []
     for _ in range(5):
-        with book_page(address) as page:
-            change = {"selector": f"#{CARD}-m", "value": "12", "event": "change"}
+        with book_page(address, SCHEDULE) as page:
+            change = {"selector": f"#{SCHEDULE.id}-m", "value": "12", "event": "change"}
             seconds.append(page.evaluate(TIMED, change))
     return benchmark("first value that is no preset, from a cold start", {"repeats": 5}, seconds, 4.0)
 
 
-def moves(address: str, stages: int, microbatches: int, target_s: float) -> dict:
-    view = f"?schedule=zb_h1&p={stages}&m={microbatches}"
-    slider = f'#{CARD} [data-control="transfer"] input[type=range]'
-    with book_page(address, view) as page:
-        seconds = [
-            page.evaluate(TIMED, {"selector": slider, "value": step / 20, "event": "input"})
-            for step in range(1, 41)
+def moved(address: str, card: Card, view: str, selector: str, values: Iterable[float | str]) -> list[float]:
+    """Seconds from each value of a control to its picture; the view is no preset, so Python runs already."""
+    event = "input" if "range" in selector else "change"
+    with book_page(address, card, view) as page:
+        return [
+            page.evaluate(TIMED, {"selector": selector, "value": value, "event": event}) for value in values
         ]
+
+
+def schedule_moves(address: str, stages: int, microbatches: int, target_s: float) -> dict:
+    view = f"?schedule=zb_h1&p={stages}&m={microbatches}"
+    delays = [step / 20 for step in range(1, 41)]
+    seconds = moved(address, SCHEDULE, view, SCHEDULE.slider("transfer"), delays)
     bars = 3 * stages * microbatches
     return benchmark("a slider's move, Python being ready", {"bars": bars}, seconds, target_s)
+
+
+def serving_moves(address: str) -> list[dict]:
+    """Explorers of serving: a move that simulates anew, every value a new one."""
+    steps = moved(address, MEMORY, "?block_size=32", MEMORY.slider("step"), range(39))
+    draws = moved(address, SLOTS, "?requests=128", SLOTS.slider("mean"), range(50, 90))
+    loads = [rate for rate in range(1, 21) if rate not in frontier_explorer.RATES]
+    loaded = [
+        seconds
+        for seqs in (64, 256)
+        for seconds in moved(address, FRONTIER, f"?seqs={seqs}", FRONTIER.slider("rate"), loads)
+    ]
+    batches = moved(address, FRONTIER, "?rate=7", FRONTIER.choice("seqs"), ("8", "16", "64", "128", "256"))
+    simulated = len(BATCHING) * frontier_explorer.REQUESTS
+    lines = simulated * (len(frontier_explorer.RATES) + 1)
+    return [
+        benchmark("a step through memory", {"ticks": len(steps)}, steps, 0.300),
+        benchmark("another draw of slots", {"requests": 128}, draws, 0.300),
+        benchmark("another load on the frontier", {"requests": simulated}, loaded, 0.300),
+        benchmark("another frontier", {"requests": lines}, batches, 1.0),
+    ]
 
 
 def benchmark(name: str, size: dict[str, int], seconds: list[float], target_s: float) -> dict:
@@ -107,7 +155,7 @@ def benchmark(name: str, size: dict[str, int], seconds: list[float], target_s: f
 
 
 def main() -> None:
-    if not (serve.SITE / PAGE).is_file():
+    if not (serve.SITE / SCHEDULE.page).is_file():
         sys.exit("The book is not built: run `make html`.")
     with serve.server() as host:
         threading.Thread(target=host.serve_forever, daemon=True).start()
@@ -115,8 +163,9 @@ def main() -> None:
         results = [
             preset_switch(address),
             cold_start(address),
-            moves(address, 8, 32, 0.150),
-            moves(address, 16, 64, 0.300),
+            schedule_moves(address, 8, 32, 0.150),
+            schedule_moves(address, 16, 64, 0.300),
+            *serving_moves(address),
         ]
         host.shutdown()
     print(write("explorer", ["playwright"], results).name)

@@ -136,7 +136,7 @@ def queues() -> dict:
             "simpy": sample(lambda requests=requests: queue_with_simpy(requests), 5),
         }
         rows.append(
-            row({"system": f"M/M/{SERVERS}", "requests": count, "utilisation": f"{LOAD:.0%}"}, samples)
+            row({"system": f"M/M/{SERVERS}", "requests": count, "utilization": f"{LOAD:.0%}"}, samples)
         )
     return {
         "name": f"an M/M/{SERVERS} queue",

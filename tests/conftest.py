@@ -12,7 +12,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 import serve
 
@@ -94,6 +94,11 @@ def troubles() -> list[str]:
     return []
 
 
+def aborted(request: Request) -> bool:
+    """Whether the browser itself gave up a picture or script because the page was left."""
+    return request.failure == "net::ERR_ABORTED"
+
+
 @pytest.fixture
 def page(browser: Browser, site_url: str, troubles: list[str]) -> Iterator[Page]:
     """An empty page; relative addresses are the site's. Any trouble on it fails the test."""
@@ -101,7 +106,7 @@ def page(browser: Browser, site_url: str, troubles: list[str]) -> Iterator[Page]
     page = context.new_page()
     local = (site_url, "data:", "blob:", "file:", "about:")
     context.on("request", lambda r: r.url.startswith(local) or troubles.append(f"foreign request: {r.url}"))
-    context.on("requestfailed", lambda r: troubles.append(f"failed: {r.url} {r.failure}"))
+    context.on("requestfailed", lambda r: aborted(r) or troubles.append(f"failed: {r.url} {r.failure}"))
     context.on("response", lambda r: r.status < 400 or troubles.append(f"status {r.status}: {r.url}"))
     page.on("console", lambda m: m.type == "error" and troubles.append(f"console: {m.text}"))
     page.on("pageerror", lambda e: troubles.append(f"page error: {e}"))

@@ -10,7 +10,7 @@ from .kv_cache import PagedKVCache
 from .llm import LLM
 from .model_runner import ModelRunner
 from .outputs import Piece, RequestOutput
-from .prediction import drive, measure_step_cost, median_residuals, predict, residuals
+from .prediction import drive, measure_iterations, measure_step_cost, median_residuals, predict, residuals
 from .request import EngineRequest
 from .sampler import Sampler, choose_tokens
 from .sampling_params import SamplingParams
@@ -32,6 +32,7 @@ __all__ = [
     "choose_tokens",
     "drive",
     "make_batch",
+    "measure_iterations",
     "measure_step_cost",
     "median_residuals",
     "predict",

@@ -7,24 +7,25 @@ from statistics import mean, median
 
 from gpuedu import tinylm
 from gpuedu.serving.metrics import RequestLog
+from gpuedu.serving.step_cost import fit_step_cost
 from gpuedu.serving.workload import Poisson, Uniform, make_requests
 
 from .llm import LLM
-from .prediction import drive, measure_step_cost, median_residuals, predict, residuals
+from .prediction import drive, measure_iterations, median_residuals, predict, residuals
 
 NUM_BLOCKS = 800
 
 
 def main() -> None:
-    """Fit the step cost, serve requests at random, and simulate the same."""
+    """Measure the machine, serve requests at random, measure again, and simulate the same."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--rate", type=float, default=0.7, help="as a share of what the engine can serve")
     arguments = parser.parse_args()
     name, model, _ = tinylm.smollm2_or_target()
     llm = LLM(model, num_blocks=NUM_BLOCKS, enable_prefix_caching=False, max_num_seqs=16, record=True)
-    cost = measure_step_cost(llm)
-    print(f"{name}: {cost}")
+    before = measure_iterations(llm)
+    cost = fit_step_cost(before)
     prompts, outputs = Uniform(16, 256), Uniform(8, 64)
     # Served alone a request takes so long; sixteen together take a third of it each, roughly
     alone_s = cost.seconds(0, 0, [(136, 0)]) + 36 * cost.seconds(1, 154)
@@ -32,6 +33,8 @@ def main() -> None:
         arguments.requests, Poisson(3 * arguments.rate / alone_s), prompts, outputs, seed=1
     )
     measured = drive(llm, workload)
+    cost = fit_step_cost(before + measure_iterations(llm))
+    print(f"{name}: {cost}")
     predicted = predict(workload, cost, llm.config, num_blocks=NUM_BLOCKS)
     report(measured, predicted)
 

@@ -224,12 +224,19 @@ class LLM:
         -------
         list of RequestOutput
             Of the requests that got a token in it, as far as they are; empty if nobody did.
+
+        Raises
+        ------
+        RuntimeError
+            If the scheduler has requests and lets none of them compute: that would go on forever.
         """
         start = self.now()
         decision = self.scheduler.schedule()
         for sequence in decision.admitted:
             self._requests[sequence.request_id].note_start(start)
         if decision.is_empty:
+            if self.scheduler.has_work():
+                raise RuntimeError("the scheduler has requests and lets nobody compute")
             return []
         weights = self.model.embed_tokens.weight
         batch = make_batch(decision, self.kv, weights.dtype, weights.device)

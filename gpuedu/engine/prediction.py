@@ -11,7 +11,7 @@ from gpuedu.continuous_batching.plan import SchedulerConfig, VLLMScheduler
 from gpuedu.paged_attention.plan.counting import BlockCounter
 from gpuedu.serving.metrics import RequestLog
 from gpuedu.serving.simulator import Replica, simulate
-from gpuedu.serving.step_cost import LinearStepCost, StepCost
+from gpuedu.serving.step_cost import Iteration, LinearStepCost, StepCost, fit_step_cost
 from gpuedu.serving.workload import Request
 
 from .llm import LLM
@@ -21,22 +21,24 @@ from .trace import Trace
 NANOSECOND_S = 1e-9  # clocks are no finer: a request that is due in less has come
 
 
-def measure_step_cost(
+def measure_iterations(
     llm: LLM,
     *,
-    batch_sizes: Sequence[int] = (1, 4, 16),
-    prompt_tokens: Sequence[int] = (16, 128, 384),
+    batch_sizes: Sequence[int] = (1, 3, 6, 10, 15),
+    prompt_tokens: Sequence[int] = (16, 128, 256),
     output_tokens: int = 6,
     seed: int = 0,
-) -> LinearStepCost:
-    """Seconds of an iteration on this machine, fitted to a short measurement.
+) -> list[Iteration]:
+    """A short measurement of this machine: unlike iterations, and the seconds that each took.
 
     Parameters
     ----------
     llm : LLM
         Idle; its trace stays as it is.
     batch_sizes, prompt_tokens : sequence of int
-        So many requests at once, with prompts so long: each combination is run.
+        So many requests at once, with prompts so long on average, the longest three times the shortest:
+        each combination is run. Unlike lengths, because attention over equal ones is cheaper; and no
+        powers of two, because kernels like those.
     output_tokens : int
         Of each.
     seed : int
@@ -44,8 +46,9 @@ def measure_step_cost(
 
     Returns
     -------
-    LinearStepCost
-        See :func:`gpuedu.serving.step_cost.fit_step_cost`.
+    list of Iteration
+        For :func:`gpuedu.serving.step_cost.fit_step_cost`. A machine that others use too is measured before
+        and after what shall be predicted, and both lists are fitted together.
 
     Raises
     ------
@@ -56,10 +59,9 @@ def measure_step_cost(
     vocab_size = llm.model.config.shape.vocab_size
     params = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
 
-    def run(batch_size: int, length: int) -> None:
-        llm.generate(
-            [[choose.randrange(vocab_size) for _ in range(length)] for _ in range(batch_size)], params
-        )
+    def run(batch_size: int, mean: int) -> None:
+        lengths = [round(mean * (0.5 + (n + 0.5) / batch_size)) for n in range(batch_size)]
+        llm.generate([[choose.randrange(vocab_size) for _ in range(length)] for length in lengths], params)
 
     kept, llm.trace = llm.trace, None
     try:
@@ -68,9 +70,14 @@ def measure_step_cost(
         for batch_size in batch_sizes:
             for length in prompt_tokens:
                 run(batch_size, length)
-        return llm.trace.fit()
+        return llm.trace.iterations
     finally:
         llm.trace = kept
+
+
+def measure_step_cost(llm: LLM, **measurement) -> LinearStepCost:
+    """Seconds of an iteration on this machine, fitted to :func:`measure_iterations` with these options."""
+    return fit_step_cost(measure_iterations(llm, **measurement))
 
 
 def drive(

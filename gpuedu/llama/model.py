@@ -1,8 +1,7 @@
 """A Llama-shaped decoder, to be read beside the papers: RMSNorm, rotary positions, grouped queries, SwiGLU.
 
-Attention is a function and linear layers are ``nn.Linear``: both can be swapped for others
-(:meth:`Llama.use_attention`, ``replace_linear``). Modules have the names that Hugging Face
-gives them.
+Attention is a function and linear layers are modules: both can be swapped for others
+(:meth:`Llama.use_attention`, ``replace_linear``). Modules have the names that Hugging Face gives them.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from torch.nn import functional
 
 from gpuedu.checks import check_amount, check_count
 from gpuedu.transformer import Transformer
+
+from .few_rows import Linear
 
 STANDARD_DEVIATION = 0.02  # of initial weights
 
@@ -214,10 +215,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, shape.head_dim
         queries, kv = shape.attention_heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        self.q_proj = nn.Linear(shape.hidden_size, queries, bias=False)
-        self.k_proj = nn.Linear(shape.hidden_size, kv, bias=False)
-        self.v_proj = nn.Linear(shape.hidden_size, kv, bias=False)
-        self.o_proj = nn.Linear(queries, shape.hidden_size, bias=False)
+        self.q_proj = Linear(shape.hidden_size, queries, bias=False)
+        self.k_proj = Linear(shape.hidden_size, kv, bias=False)
+        self.v_proj = Linear(shape.hidden_size, kv, bias=False)
+        self.o_proj = Linear(queries, shape.hidden_size, bias=False)
         self.attention: Attention = causal_attention
 
     def forward(
@@ -246,9 +247,9 @@ class MLP(nn.Module):
 
     def __init__(self, shape: Transformer):
         super().__init__()
-        self.gate_proj = nn.Linear(shape.hidden_size, shape.ffn_hidden_size, bias=False)
-        self.up_proj = nn.Linear(shape.hidden_size, shape.ffn_hidden_size, bias=False)
-        self.down_proj = nn.Linear(shape.ffn_hidden_size, shape.hidden_size, bias=False)
+        self.gate_proj = Linear(shape.hidden_size, shape.ffn_hidden_size, bias=False)
+        self.up_proj = Linear(shape.hidden_size, shape.ffn_hidden_size, bias=False)
+        self.down_proj = Linear(shape.ffn_hidden_size, shape.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden) to the same."""
@@ -306,7 +307,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(shape.layers))
         self.norm = RMSNorm(shape.hidden_size, config.norm_eps)
-        self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        self.lm_head = Linear(shape.hidden_size, shape.vocab_size, bias=False)
         if shape.tied_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         if seed is not None:

@@ -1,5 +1,9 @@
 """The source's claims on continuous batching, each decided by a run."""
 
+import json
+from pathlib import Path
+from statistics import median
+
 import pytest
 
 from gpuedu.continuous_batching.cost import frontier_point, harmonic, static_gain, static_occupancy, trial
@@ -17,6 +21,7 @@ from gpuedu.serving.workload import TRAFFIC, Exponential, Fixed, Uniform
 from gpuedu.transformer import MODELS
 
 H100 = RooflineStepCost(MODELS["llama-3-8b"], GPUS["H100-SXM"], MEASURED["H100-SXM"], overhead_s=0.002)
+MEASUREMENTS = Path(__file__).resolve().parents[2] / "measurements"
 CHAT, CODE = TRAFFIC["azure_conversation"], TRAFFIC["azure_code"]
 
 
@@ -121,3 +126,25 @@ def test_c46_a_step_that_costs_by_what_it_holds_gains_less():
     # the extreme: prompts are all the work, and those are the same in every way of batching
     prefill = LinearStepCost(1e-9, token_s=1e-3)
     assert trial(Exponential(200), 16, batches=40, prompt=Fixed(4000), step_cost=prefill).gain < 1.05
+
+
+def test_c46_measured_on_a_real_model():
+    report = json.loads((MEASUREMENTS / "batching_gain.json").read_text())
+    lengths = {
+        "all equal": Fixed(32),
+        "uniform": Uniform(1, 63),
+        "exponential": Exponential(32, maximum=160),
+    }
+    gains = {}
+    for run in report["results"]:
+        assert run["derived_gain"] == pytest.approx(static_gain(lengths[run["lengths"]], report["slots"]))
+        for rows in ("kept", "dropped"):
+            rounds = zip(run["seconds"][rows], run["seconds"]["continuous"], strict=True)
+            gain = run["measured_gain"][rows]
+            assert gain == pytest.approx(median(static / continuous for static, continuous in rounds))
+            assert gain == pytest.approx(run["predicted_gain"][rows], rel=0.2)
+            gains[run["lengths"], rows] = gain
+    assert gains["all equal", "kept"] == pytest.approx(1, abs=0.15)
+    assert gains["exponential", "kept"] > gains["uniform", "kept"] > gains["all equal", "kept"]
+    # a batch that shrinks is faster for it: its idle slots were worth less
+    assert gains["exponential", "dropped"] < gains["exponential", "kept"]

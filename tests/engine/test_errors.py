@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpuedu.continuous_batching.plan import StaticBatching
+from gpuedu.continuous_batching.plan import Decision, StaticBatching
 from gpuedu.engine import LLM, SamplingParams, drive, measure_step_cost
 
 FEW = SamplingParams(max_tokens=4)
@@ -117,3 +117,14 @@ def test_lists(model):
     assert llm.generate([], FEW) == []
     with pytest.raises(ValueError, match="record=True"):
         drive(llm, [])
+
+
+def test_a_scheduler_that_lets_nobody_compute_is_said(model):
+    class Idle(StaticBatching):
+        def schedule(self):
+            return Decision([], [])
+
+    llm = LLM(model, num_blocks=20, make_scheduler=lambda kv: Idle(4, kv))
+    llm.add_request([1, 2], FEW)
+    with pytest.raises(RuntimeError, match="lets nobody compute"):
+        llm.step()

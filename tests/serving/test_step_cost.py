@@ -149,6 +149,26 @@ def test_a_fit_finds_the_truth():
     assert sorted(errors)[len(errors) // 2] < 0.03
 
 
+def test_slow_outliers_do_not_make_a_fit_too_fast(monkeypatch):
+    """Noise of 30 % with mean 1: errors relative to what was measured are least for a fit 15 % too fast."""
+    truth, random = LinearStepCost(0.03, 1.5e-3, 5e-3, 1.3e-5), Random(0)
+    rows = [
+        Iteration(row.seconds * random.lognormvariate(-0.045, 0.3), *row[1:])
+        for seed in range(8)
+        for row in measure(truth, 0.0, seed)
+    ]
+    batches = [(1, 200, ()), (8, 2000, ()), (0, 0, ((200, 0),)), (6, 900, ((150, 0),))]
+    fitted = fit_step_cost(rows)
+    for batch in batches:
+        assert fitted.seconds(*batch) == pytest.approx(truth.seconds(*batch), rel=0.03)
+    monkeypatch.setattr("gpuedu.serving.step_cost.fitted.REWEIGHTINGS", 4)
+    for batch in batches:
+        assert fit_step_cost(rows).seconds(*batch) == pytest.approx(fitted.seconds(*batch), rel=1e-3)
+    monkeypatch.setattr("gpuedu.serving.step_cost.fitted.REWEIGHTINGS", 1)
+    for batch in batches:
+        assert fit_step_cost(rows).seconds(*batch) < 0.9 * truth.seconds(*batch)
+
+
 def test_a_fit_has_no_negative_coefficient():
     rows = [Iteration(0.01 / n, n, n * 100) for n in range(1, 9)]  # faster with more: nonsense
     fitted = fit_step_cost(rows)

@@ -7,7 +7,7 @@ from gpuedu.style import COLORS, ink_on, tint, translucent
 
 LABELS = {"static": "static batches", "continuous": "continuous batching"}
 MINIMUM_TEXT_SHARE = 0.028  # of the axis: a bar that can carry two digits at a nominal width
-METER_PX, GAP_PX, AXIS_PX, MARGIN_PX = 62, 40, 76, 150
+TITLE_PX, METER_PX, GAP_PX, AXIS_PX, MARGIN_PX = 22, 62, 40, 76, 128
 
 
 def slot_figure(charts: dict[str, SlotChart], *, derived: float, until: int | None = None) -> dict:
@@ -31,9 +31,9 @@ def slot_figure(charts: dict[str, SlotChart], *, derived: float, until: int | No
     end = max(chart.iterations for chart in charts.values())
     lane_px = max(11, min(26, 230 // slots))
     panel = slots * lane_px
-    total = 2 * panel + GAP_PX + AXIS_PX + METER_PX
+    total = TITLE_PX + 2 * panel + GAP_PX + AXIS_PX + METER_PX
     domains = {
-        "static": [(METER_PX + AXIS_PX + GAP_PX + panel) / total, 1],
+        "static": [(METER_PX + AXIS_PX + GAP_PX + panel) / total, 1 - TITLE_PX / total],
         "continuous": [(METER_PX + AXIS_PX) / total, (METER_PX + AXIS_PX + panel) / total],
         "meter": [0, METER_PX / total],
     }
@@ -51,7 +51,7 @@ def slot_figure(charts: dict[str, SlotChart], *, derived: float, until: int | No
         "height": total + MARGIN_PX,
         "barmode": "overlay",
         "bargap": 0,
-        "margin": {"l": 74, "r": 20, "t": 30, "b": 56},
+        "margin": {"l": 74, "r": 20, "t": 8, "b": 56},
         "uniformtext": {"minsize": 9, "mode": "hide"},
         "xaxis": {"range": [0, end], "showgrid": False, "zeroline": False, "anchor": "y2",
                   "title": {"text": "iterations of the model"}},
@@ -74,7 +74,7 @@ def slot_figure(charts: dict[str, SlotChart], *, derived: float, until: int | No
     layout["annotations"] += _sooner(charts, end, until)
     if until is not None:
         cursor = {"type": "line", "x0": until, "x1": until, "yref": "paper",
-                  "y0": domains["continuous"][0], "y1": 1}  # fmt: skip
+                  "y0": domains["continuous"][0], "y1": domains["static"][1]}  # fmt: skip
         layout["shapes"] = [cursor | {"line": {"color": COLORS["waiting"], "width": 2}}]
     return {"data": traces, "layout": layout}
 
@@ -84,7 +84,7 @@ def _sooner(charts: dict[str, SlotChart], end: int, until: int | None) -> list[d
     done = charts["continuous"].iterations
     if until is not None or end - done < 0.25 * end:
         return []
-    text = f"finished after {done} iterations,<br>{charts['static'].iterations / done:.2f} times as fast"
+    text = f"finished after<br>{done} iterations,<br>{charts['static'].iterations / done:.2f} times as fast"
     return [
         {"text": text, "xref": "x", "yref": "y2", "x": (done + end) / 2,
          "y": (charts["continuous"].slots - 1) / 2, "showarrow": False, "font": {"size": 14}}

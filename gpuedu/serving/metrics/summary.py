@@ -182,5 +182,5 @@ def require_steady_state(log: RequestLog, tolerance: float = 0.05) -> None:
         offered = 1 / (1 - growth) if growth < 1 else float("inf")
         raise ValueError(
             f"log: offered {offered:.1f} times what was served, the backlog grew by {growth:.2f} of the "
-            "arrivals; must have a utilisation below 1 for a steady state"
+            "arrivals; must have a utilization below 1 for a steady state"
         )

@@ -1,7 +1,7 @@
 """Router, replicas and their schedulers, event by event."""
 
 from .events import SimulationLog, simulate
-from .occupancy import kv_occupancy, mean_in_system, roofline_utilisation, slot_occupancy
+from .occupancy import kv_occupancy, mean_in_system, roofline_utilization, slot_occupancy
 from .replica import Iterations, Replica, Usage
 from .routing import LeastOutstanding, RandomChoice, RoundRobin, Router
 
@@ -16,7 +16,7 @@ __all__ = [
     "Usage",
     "kv_occupancy",
     "mean_in_system",
-    "roofline_utilisation",
+    "roofline_utilization",
     "simulate",
     "slot_occupancy",
 ]

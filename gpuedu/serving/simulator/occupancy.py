@@ -36,7 +36,7 @@ def kv_occupancy(log: SimulationLog) -> float:
     return sum(usage.kv_ticks for usage in log.usage) / sum(usage.busy_ticks for usage in log.usage)
 
 
-def roofline_utilisation(
+def roofline_utilization(
     log: SimulationLog, model: Transformer, gpu: GPU, *, dtype: str = "bf16", gpus: int = 1
 ) -> float:
     """Share of the peak FLOP/s that went into tokens, from the first arrival to the last token.
@@ -56,7 +56,7 @@ def roofline_utilisation(
     -------
     float
         0 to 1: twice the parameters a token visits for every token computed, prompts and outputs, and
-        attention left out, as in the usual definition of model FLOPs utilisation.
+        attention left out, as in the usual definition of model FLOPs utilization.
     """
     check_count("gpus", gpus)
     tokens = sum(usage.prompt_tokens + usage.output_tokens for usage in log.usage)

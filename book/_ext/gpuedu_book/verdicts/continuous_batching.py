@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 
 from gpuedu.continuous_batching.cost import Point, frontier_point, harmonic, static_occupancy, trial
 from gpuedu.hardware import GPUS
@@ -11,6 +13,7 @@ from gpuedu.serving.step_cost import RooflineStepCost
 from gpuedu.serving.workload import TRAFFIC, Exponential, Fixed, Uniform
 from gpuedu.transformer import MODELS
 
+MEASURED_GAIN = Path(__file__).resolve().parents[4] / "measurements" / "batching_gain.json"
 SLOTS = 8
 LONG_PROMPT = 4000
 LOW, HIGH = 1.0, 40.0
@@ -76,6 +79,7 @@ def c45() -> dict[str, object]:
 def c46() -> dict[str, object]:
     """Gains in throughput: derived, and with what a step costs."""
     real = trial(Exponential(200), 2 * SLOTS, batches=40, prompt=Fixed(LONG_PROMPT), step_cost=H100)
+    run = next(r for r in json.loads(MEASURED_GAIN.read_text())["results"] if r["lengths"] == "exponential")
     return {
         "b": SLOTS,
         "twice": 2 * SLOTS,
@@ -86,4 +90,6 @@ def c46() -> dict[str, object]:
         "derived": f"{real.derived_gain:.1f}",
         "real": f"{real.gain:.1f}",
         "prompt": f"{LONG_PROMPT:,}",
+        "kept": f"{run['measured_gain']['kept']:.1f}",
+        "dropped": f"{run['measured_gain']['dropped']:.1f}",
     }
