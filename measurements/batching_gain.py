@@ -24,7 +24,7 @@ from gpuedu.engine import LLM, SamplingParams
 from gpuedu.engine.prediction import measure_step_cost
 from gpuedu.llama import Llama, find_smollm2, load
 from gpuedu.serving.simulator import Replica, simulate
-from gpuedu.serving.step_cost import StepCost
+from gpuedu.serving.step_cost import ConstantStepCost, StepCost
 from gpuedu.serving.workload import AllAtOnce, Exponential, Fixed, Lengths, Request, Uniform, make_requests
 
 PATH = Path(__file__).with_suffix(".json")
@@ -44,7 +44,8 @@ METHOD = (
     f"or drop them. A gain is the seconds of static batches over those of continuous batching. {REPEATS} "
     "rounds, the three ways in turns; gains are medians of the rounds. 'derived': 1 over the occupancy "
     "of static batches, from the distribution alone. 'simulated': many batches, every iteration the "
-    "same time. 'predicted': these requests, with the step cost fitted to this machine before."
+    "same time. 'counted': these requests, in iterations. 'predicted': these requests, with the step "
+    "cost fitted to this machine before."
 )
 
 
@@ -93,9 +94,8 @@ def measure(model: Llama, name: str, lengths: Lengths, step_cost: StepCost) -> d
             seconds[way].append(took)
     if not tokens["kept"] == tokens["dropped"] == tokens["continuous"]:
         raise RuntimeError(f"{name}: static and continuous batching gave other tokens")
-    predicted = {
-        way: simulate(backlog, [Replica(engine(model, way).scheduler, step_cost)]).end_s for way in WAYS
-    }
+    predicted = predict(model, backlog, step_cost)
+    counted = predict(model, backlog, ConstantStepCost(1.0))
     simulated = cost.trial(lengths, SLOTS)
     return {
         "lengths": name,
@@ -104,10 +104,16 @@ def measure(model: Llama, name: str, lengths: Lengths, step_cost: StepCost) -> d
         "simulated_occupancy": simulated.static_occupancy,
         "derived_gain": simulated.derived_gain,
         "simulated_gain": simulated.gain,
+        "counted_gain": counted["dropped"] / counted["continuous"],
         "predicted_gain": {way: predicted[way] / predicted["continuous"] for way in STATIC},
         "measured_gain": {way: gain(seconds, way) for way in STATIC},
         "seconds": seconds,
     }
+
+
+def predict(model: Llama, backlog: list[Request], step_cost: StepCost) -> dict[str, float]:
+    """Seconds of each way, simulated."""
+    return {way: simulate(backlog, [Replica(engine(model, way).scheduler, step_cost)]).end_s for way in WAYS}
 
 
 def gain(seconds: dict[str, list[float]], way: str) -> float:

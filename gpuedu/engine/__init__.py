@@ -14,6 +14,7 @@ from .prediction import drive, measure_iterations, measure_step_cost, median_res
 from .request import EngineRequest
 from .sampler import Sampler, choose_tokens
 from .sampling_params import SamplingParams
+from .stream import Stream
 from .trace import Trace
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "RequestOutput",
     "Sampler",
     "SamplingParams",
+    "Stream",
     "Trace",
     "choose_tokens",
     "drive",

@@ -46,6 +46,8 @@ class Batch:
     ----------
     ids, positions, slots : Tensor
         (tokens,), int64: each token, its position in its request, its place in the cache.
+    begun : Tensor
+        (n,), int64: blocks whose first slot is written and whose last is not.
     calls : list of AttentionCall
         Cover all rows, in order.
     sampled : list of Sequence
@@ -57,6 +59,7 @@ class Batch:
     ids: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
+    begun: torch.Tensor
     calls: list[AttentionCall]
     sampled: list[Sequence]
     sampled_rows: torch.Tensor
@@ -85,20 +88,23 @@ def make_batch(
     decodes = sorted(decision.decodes, key=lambda sequence: sequence.num_computed_tokens)
     parts = [(sequence, 1) for sequence in decodes] + list(decision.chunks)
     tables = [_blocks_in_use(kv, sequence, tokens) for sequence, tokens in parts]
-    ids, positions, slots, sampled, sampled_rows = [], [], [], [], []
+    ids, positions, slots, begun, sampled, sampled_rows = [], [], [], [], [], []
     for (sequence, tokens), table in zip(parts, tables, strict=True):
         first = sequence.num_computed_tokens
         places = range(first, first + tokens)
         ids += sequence.token_ids[first : first + tokens]
         positions += places
         slots += _slots(table, places, kv.block_size)
+        filled = (first + tokens) % kv.block_size
+        if 0 < filled <= tokens:
+            begun.append(table[-1])
         if first + tokens == sequence.num_tokens:
             sampled.append(sequence)
             sampled_rows.append(len(ids) - 1)
     calls = [*_decode_calls(decodes, tables, kv.block_size, dtype)]
     calls += _chunk_calls(decision.chunks, tables[len(decodes) :], len(decodes), kv.block_size, dtype)
     return Batch(
-        *(torch.tensor(values, dtype=torch.int64).to(device) for values in (ids, positions, slots)),
+        *(torch.tensor(values, dtype=torch.int64).to(device) for values in (ids, positions, slots, begun)),
         [_to_device(call, device) for call in calls],
         sampled,
         torch.tensor(sampled_rows, dtype=torch.int64).to(device),

@@ -58,15 +58,29 @@ class PagedKVCache:
         shape = config.shape
         size = num_blocks, block_size, shape.kv_heads, shape.head_dim
         self.block_size = block_size
-        self.keys, self.values = (
-            [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)] for _ in range(2)
-        )
+        self._blocks = torch.zeros((2, shape.layers, *size), dtype=dtype, device=device)
+        self.keys, self.values = (list(half) for half in self._blocks)
         self._gathered = torch.empty((2, 0, *size[1:]), dtype=dtype, device=device)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of all blocks, used or not."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        return self._blocks.nbytes
+
+    def clear(self, blocks: torch.Tensor) -> None:
+        """Zero whole blocks in every layer.
+
+        Parameters
+        ----------
+        blocks : Tensor
+            (n,), int64.
+
+        Notes
+        -----
+        For blocks that a request begins and does not fill at once: the slots behind its last token are
+        masked, but a weight of 0 times a NaN that the last holder left there would still be NaN.
+        """
+        self._blocks.index_fill_(2, blocks, 0)
 
     def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Put new tokens' keys and values where the block tables say.

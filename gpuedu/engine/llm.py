@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 
 from gpuedu.checks import check_count
 from gpuedu.continuous_batching.plan import Decision, Scheduler, SchedulerConfig, VLLMScheduler
 from gpuedu.continuous_batching.plan import Sequence as Scheduled
-from gpuedu.llama import Llama, Tokenizer
+from gpuedu.llama import Llama, Tokenizer, causal_attention
 from gpuedu.paged_attention.plan import KVCacheManager
 
 from .batch import make_batch
@@ -18,6 +20,7 @@ from .outputs import Piece, RequestOutput
 from .request import EngineRequest
 from .sampler import choose_tokens
 from .sampling_params import SamplingParams
+from .stream import Stream
 from .trace import Trace
 
 Prompt = str | Sequence[int]
@@ -29,7 +32,8 @@ class LLM:
     Parameters
     ----------
     model : Llama
-        On the device where it shall run; its linear layers may be quantized ones.
+        On the device where it shall run; its linear layers may be quantized ones, its attention is computed
+        by the engine.
     tokenizer : Tokenizer, optional
         Without it, prompts are tokens and answers have no text.
     num_blocks : int, optional
@@ -68,8 +72,8 @@ class LLM:
     Raises
     ------
     TypeError, ValueError
-        For a size out of range, both sizes of the KV cache at once, memory for less than one block, or
-        preemption by swapping.
+        For a size out of range, both sizes of the KV cache at once, memory for less than one block,
+        preemption by swapping, or a model with an attention of its own.
 
     Notes
     -----
@@ -105,6 +109,7 @@ class LLM:
         if limits.get("preemption", "recompute") != "recompute":
             raise ValueError(f"preemption={limits['preemption']!r}: must be 'recompute' in the engine")
         check_count("block_size", block_size)
+        _check_attention(model)
         weights = model.embed_tokens.weight
         num_blocks = _num_blocks(model, num_blocks, kv_memory_bytes, block_size)
         self.model, self.tokenizer = model, tokenizer
@@ -143,7 +148,7 @@ class LLM:
         params : SamplingParams
             What is asked.
         request_id : hashable, optional
-            Its name; a number that counts up if not given.
+            Its name; if not given, a number that counts up, past those that are taken.
         priority, client, cache_salt
             See :class:`gpuedu.continuous_batching.plan.Sequence`.
         arrival_s : float, optional
@@ -158,14 +163,18 @@ class LLM:
         ------
         TypeError, ValueError
             For an empty prompt, a token that the model does not have, a prompt and answer longer than the
-            model's context or than the KV cache, a name that is taken, or text without a tokenizer.
+            model's context or than the KV cache, a name that is taken, text without a tokenizer, or a
+            client or salt that cannot be hashed. The engine is as it was then.
         """
         ids = self._encode(prompt)
         self._check_length(ids, params)
         if params.stop and self.tokenizer is None:
             raise ValueError(f"stop={params.stop!r}: needs a tokenizer")
+        _check_hashable(request_id=request_id, client=client, cache_salt=cache_salt)
+        if not isinstance(priority, int):
+            raise TypeError(f"priority={priority!r}: must be an int")
         if request_id is None:
-            request_id, self._numbered = self._numbered, self._numbered + 1
+            request_id = self._next_number()
         arrival_s = self.now() if arrival_s is None else arrival_s
         sequence = Scheduled(
             request_id,
@@ -177,10 +186,18 @@ class LLM:
             client=client,
             cache_salt=cache_salt,
         )
-        self.scheduler.add(sequence)
         eos_id = None if self.tokenizer is None else self.tokenizer.eos_id
-        self._requests[request_id] = EngineRequest(sequence, params, self.tokenizer, eos_id, arrival_s)
+        request = EngineRequest(sequence, params, self.tokenizer, eos_id, arrival_s)
+        self.scheduler.add(sequence)  # last of what may fail: it would keep a request that nobody else knows
+        self._requests[request_id] = request
         return request_id
+
+    def _next_number(self) -> int:
+        """A name for a request without one."""
+        while self._numbered in self._requests:
+            self._numbered += 1
+        self._numbered += 1
+        return self._numbered - 1
 
     def abort(self, request_id: Hashable) -> RequestOutput:
         """Drop a request and free its blocks.
@@ -199,6 +216,8 @@ class LLM:
         ------
         KeyError
             If there is no such request, or it is finished.
+        ValueError
+            If the scheduler does not let it go: a static batch keeps its members to the end.
         """
         if request_id not in self._requests:
             raise KeyError(f"request_id={request_id!r}: is not here")
@@ -206,6 +225,21 @@ class LLM:
         request = self._requests.pop(request_id)
         request.finish_reason = "abort"
         return request.output()
+
+    def abort_all(self) -> list[RequestOutput]:
+        """Drop every request, as after an interrupted step.
+
+        Returns
+        -------
+        list of RequestOutput
+            What there is of each, in the order in which they came. Members of a static batch are not among
+            them: they stay to its end.
+        """
+        dropped = []
+        for name in list(self._requests):
+            with suppress(ValueError):
+                dropped.append(self.abort(name))
+        return dropped
 
     def has_unfinished(self) -> bool:
         """Whether anybody runs or waits."""
@@ -289,6 +323,11 @@ class LLM:
         ------
         ValueError
             See :meth:`add_request`; nothing is computed then. Also if others have requests under way.
+
+        Notes
+        -----
+        Whoever interrupts it (Ctrl-C) finds the engine idle: its requests are aborted (:meth:`abort_all`),
+        but for those of a static batch that has begun.
         """
         if self.has_unfinished():
             raise ValueError("generate: must have the engine to itself; requests are under way")
@@ -297,20 +336,17 @@ class LLM:
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise ValueError(f"params: {len(each)} of them, must be one or {len(prompts)}")
-        names = []
-        try:
-            for prompt, one in zip(prompts, each, strict=True):
-                names.append(self.add_request(prompt, one))
-        except (TypeError, ValueError):
-            for name in names:
-                self.abort(name)
-            raise
         answers = {}
-        while self.has_unfinished():
-            answers |= {output.request_id: output for output in self.step() if output.finished}
+        try:
+            names = [self.add_request(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
+            while self.has_unfinished():
+                answers |= {output.request_id: output for output in self.step() if output.finished}
+        except BaseException:
+            self.abort_all()
+            raise
         return [answers[name] for name in names]
 
-    def stream(self, prompt: Prompt, params: SamplingParams) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, params: SamplingParams) -> Stream:
         """Answer a prompt token by token; other requests go on beside it.
 
         Parameters
@@ -320,29 +356,37 @@ class LLM:
         params : SamplingParams
             What is asked.
 
-        Yields
-        ------
-        Piece
-            One a token. Whoever stops listening aborts the request.
-        """
-        name = self.add_request(prompt, params)
-        return self._pieces(name)
+        Returns
+        -------
+        Stream
+            An iterator over :class:`Piece`, one a token. The request is in the queue from this call on.
+            Whoever stops listening (closes or drops the stream, begun or not) aborts it; in a static batch
+            that has begun it goes on for nobody.
 
-    def _pieces(self, name: Hashable) -> Iterator[Piece]:
-        request = self._requests[name]
+        Raises
+        ------
+        TypeError, ValueError
+            See :meth:`add_request`.
+        """
+        request = self._requests[self.add_request(prompt, params)]
+        return Stream(self._pieces(request), partial(self._abandon, request))
+
+    def _pieces(self, request: EngineRequest) -> Iterator[Piece]:
         seen = 0
-        try:
-            while seen < len(request.token_ids) or request.finish_reason is None:
-                if seen == len(request.token_ids):
-                    self.step()
-                    continue
-                seen += 1
-                last = seen == len(request.token_ids) and request.finish_reason is not None
-                text = request.take_text(finished=last)
-                yield Piece(request.token_ids[seen - 1], text, request.finish_reason if last else None)
-        finally:
-            if name in self._requests:
-                self.abort(name)
+        while seen < len(request.token_ids) or request.finish_reason is None:
+            if seen == len(request.token_ids):
+                self.step()
+                continue
+            seen += 1
+            last = seen == len(request.token_ids) and request.finish_reason is not None
+            text = request.take_text(finished=last)
+            yield Piece(request.token_ids[seen - 1], text, request.finish_reason if last else None)
+
+    def _abandon(self, request: EngineRequest) -> None:
+        """Abort a request unless it is finished; its name may be another's by now."""
+        if request.finish_reason is None:
+            with suppress(ValueError):  # a static batch keeps its members to the end
+                self.abort(request.request_id)
 
     # Checks
 
@@ -367,6 +411,26 @@ class LLM:
                 f"prompt of {len(ids)} tokens and max_tokens={params.max_tokens}: must be together at most "
                 f"the model's context of {context}"
             )
+
+
+def _check_attention(model: Llama) -> None:
+    """Raise if the model has an attention that the engine would not use."""
+    for number, layer in enumerate(model.layers):
+        attention = layer.self_attn.attention
+        if attention is not causal_attention:
+            raise ValueError(
+                f"model: attention of layer {number} is {attention!r}, must be causal_attention: the engine "
+                "computes attention over its blocks itself"
+            )
+
+
+def _check_hashable(**values: Hashable) -> None:
+    """Raise unless all of these can be keys."""
+    for name, value in values.items():
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(f"{name}={value!r}: must be hashable") from None
 
 
 def _num_blocks(model: Llama, num_blocks: int | None, memory_bytes: int | None, block_size: int) -> int:

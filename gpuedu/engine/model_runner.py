@@ -57,6 +57,8 @@ class ModelRunner:
         prefix that another one computes in the same iteration.
         """
         model = self.model
+        if len(batch.begun):
+            self.cache.clear(batch.begun)
         hidden = model.embed_tokens(batch.ids)
         rotary = self._cos[batch.positions], self._sin[batch.positions]
         for number, layer in enumerate(model.layers):

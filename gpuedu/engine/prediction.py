@@ -114,13 +114,35 @@ def drive(
     -----
     Who comes during an iteration joins the queue after it, and its waiting counts from when it came: a slow
     server does not slow its clients down (an open loop).
+
+    If it is interrupted, requests under way are aborted, and the trace has what was finished.
     """
     if llm.trace is None:
         raise ValueError("llm: must keep a trace (record=True)")
-    choose = random.Random(seed)
-    vocab_size = llm.model.config.shape.vocab_size
     kept, llm.trace = llm.trace, Trace()
     begin = llm.now()
+    try:
+        _serve(llm, workload, begin, random.Random(seed), sleep)
+    except BaseException:
+        llm.abort_all()
+        raise
+    finally:
+        log, kept.iterations = llm.trace.requests, kept.iterations + llm.trace.iterations
+        llm.trace = kept
+        for record in log:
+            kept.requests.append(record)
+    return shifted(log, -begin)
+
+
+def _serve(
+    llm: LLM,
+    workload: Sequence[Request],
+    begin: float,
+    choose: random.Random,
+    sleep: Callable[[float], None],
+) -> None:
+    """The loop of :func:`drive`, from ``begin`` on the engine's clock until the last request is finished."""
+    vocab_size = llm.model.config.shape.vocab_size
     coming = sorted(workload, key=lambda request: request.arrival_s, reverse=True)
     while coming or llm.has_unfinished():
         now = llm.now() - begin
@@ -138,11 +160,6 @@ def drive(
             llm.step()
         else:
             sleep(coming[-1].arrival_s - now)
-    log, kept.iterations = llm.trace.requests, kept.iterations + llm.trace.iterations
-    llm.trace = kept
-    for record in log:
-        kept.requests.append(record)
-    return shifted(log, -begin)
 
 
 def shifted(log: RequestLog, seconds: float) -> RequestLog:

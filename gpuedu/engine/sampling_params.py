@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpuedu.checks import check_count
-from gpuedu.llama.generate import check_sampling
+from gpuedu.llama.generate import check_sampling, check_seed
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class SamplingParams:
     top_k : int, optional
         Only the so many most likely tokens are drawn from.
     top_p : float, optional
-        Then only the fewest most likely ones that have this probability together.
+        Then only the fewest most likely ones that have this probability together; 1 keeps all.
     seed : int, optional
-        Of this request's draws; needed with a temperature above 0. Whatever else runs beside it, the same
-        seed gives the same text.
+        Of this request's draws, from 0 to 2^64 - 1; needed with a temperature above 0. Whatever else runs
+        beside it, the same seed gives the same text.
     stop : tuple of str
         The answer ends before the first of these texts.
     stop_ids : tuple of int
@@ -56,7 +56,7 @@ class SamplingParams:
         check_count("max_tokens", self.max_tokens)
         check_sampling(self.temperature, self.top_k, self.top_p)
         if self.seed is not None:
-            check_count("seed", self.seed, 0)
+            check_seed(self.seed)
         elif self.temperature > 0:
             raise ValueError(f"temperature={self.temperature!r}: needs a seed")
         for name, kind in (("stop", str), ("stop_ids", int)):

@@ -40,14 +40,21 @@ class Trace:
         return fit_step_cost(self.iterations)
 
     def workload(self) -> list[Request]:
-        """The requests as they were asked, by arrival: what a simulator takes to replay the run."""
+        """The requests as they were asked, by arrival: what a simulator takes to replay the run.
+
+        Returns
+        -------
+        list of Request
+            With the names that they had in the engine, so that :func:`~gpuedu.engine.residuals` pairs a
+            request with itself. Records do not hold priorities and clients: all are the default's.
+        """
         records = sorted(self.requests, key=lambda record: record.arrival_s)
         return [
             Request(
-                number,
+                record.request_id,
                 record.arrival_s,
                 prompt_tokens=record.prompt_tokens,
                 output_tokens=record.output_tokens,
             )
-            for number, record in enumerate(records)
+            for record in records
         ]

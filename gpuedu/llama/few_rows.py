@@ -13,6 +13,20 @@ LARGE = 2**16  # elements: below, the weights lie in a cache and there is nothin
 class Linear(nn.Linear):
     """``nn.Linear`` without a bias, computed the other way round where that is faster.
 
+    Parameters
+    ----------
+    in_features, out_features : int
+        Widths of rows and results.
+    bias : bool
+        Must be False.
+    device, dtype
+        Of the weights, as in ``nn.Linear``.
+
+    Raises
+    ------
+    ValueError
+        If a bias is asked for.
+
     Notes
     -----
     On a CPU torch's product of a few rows with a large weight matrix in float32 can take several times as
@@ -22,10 +36,22 @@ class Linear(nn.Linear):
 
     Examples
     --------
-    >>> layer, x = Linear(300, 400, bias=False), torch.rand(1, 2, 300)
+    >>> layer, x = Linear(300, 400), torch.rand(1, 2, 300)
     >>> torch.allclose(layer(x), functional.linear(x, layer.weight), atol=1e-6)
     True
     """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if bias:
+            raise ValueError(f"bias={bias!r}: must be False, this layer has none")
+        super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in_features) to (..., out_features)."""

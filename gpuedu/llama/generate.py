@@ -11,6 +11,8 @@ from gpuedu.checks import check_amount, check_count
 from .cache import KVCache
 from .model import Llama
 
+SEEDS = 2**64  # as many as torch.Generator knows
+
 
 def sampling_distribution(
     logits: torch.Tensor, temperature: float, *, top_k: int | None = None, top_p: float | None = None
@@ -26,7 +28,7 @@ def sampling_distribution(
     top_k : int, optional
         Only the so many most likely tokens are kept.
     top_p : float, optional
-        Then only the fewest most likely ones that have this probability together.
+        Then only the fewest most likely ones that have this probability together; 1 keeps all.
 
     Returns
     -------
@@ -53,7 +55,11 @@ def sampling_distribution(
     logits = logits.float()
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-    probabilities = torch.softmax(logits / temperature, dim=-1)
+    # In float32 a tiny temperature makes infinities of the logits, or is itself 0
+    below = (logits - logits.amax(-1, keepdim=True)).double()
+    probabilities = torch.softmax(below / temperature, dim=-1).float()
+    if top_p == 1:
+        top_p = None  # sums that round up to 1 would drop the least likely tokens
     if top_k is None and top_p is None:
         return probabilities
     ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
@@ -65,6 +71,13 @@ def sampling_distribution(
         ordered[before >= top_p] = 0
     kept = torch.zeros_like(probabilities).scatter(-1, tokens, ordered)
     return kept / kept.sum(-1, keepdim=True)
+
+
+def check_seed(seed: int) -> None:
+    """Raise unless a generator of random numbers takes this seed."""
+    check_count("seed", seed, 0)
+    if seed >= SEEDS:
+        raise ValueError(f"seed={seed}: must be below 2**64")
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -97,7 +110,9 @@ def stream(
         raise ValueError(
             f"max_new_tokens={max_new_tokens}: must be at most {room}, what the context has left"
         )
-    if temperature > 0 and seed is None:
+    if seed is not None:
+        check_seed(seed)
+    elif temperature > 0:
         raise ValueError(f"temperature={temperature!r}: needs a seed")
     return _stream(model, ids, max_new_tokens, (temperature, top_k, top_p), seed, frozenset(stop_ids))
 
@@ -147,7 +162,8 @@ def generate(
     temperature, top_k, top_p : float, int, float
         See :func:`sampling_distribution`; temperature 0 takes the most likely token each time.
     seed : int, optional
-        Of the draws; needed with a temperature above 0. The same seed gives the same text.
+        Of the draws, from 0 to 2^64 - 1; needed with a temperature above 0. The same seed gives the same
+        text.
     stop_ids : collection of int
         Tokens after which to stop.
 
@@ -158,7 +174,7 @@ def generate(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the prompt is empty, the context too short, or the sampling makes no sense.
 
     Examples

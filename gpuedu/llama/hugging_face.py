@@ -129,9 +129,9 @@ def read_config(values: dict[str, Any]) -> LlamaConfig:
             norm="rmsnorm",
         )
         eps = values["rms_norm_eps"]
+        theta, divisors = _rotary(values, shape.head_dim)
     except KeyError as error:
         raise ValueError(f"config.json: {error.args[0]} is missing") from None
-    theta, divisors = _rotary(values, shape.head_dim)
     context = values.get("max_position_embeddings", LlamaConfig.context_length)
     return LlamaConfig(shape, theta, eps, context, divisors)
 

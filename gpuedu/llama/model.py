@@ -330,8 +330,8 @@ class Llama(nn.Module):
         cache : Cache, optional
             Keys and values of the tokens before; gets those of ``ids``.
         positions : Tensor, optional
-            Of each token in its sequence, (tokens,) or (batch, tokens); from the cache's length on if not
-            given.
+            Of each token in its sequence, (tokens,) or (batch, tokens), int64; from the cache's length on if
+            not given.
         last_only : bool
             Logits of the last token alone.
 
@@ -347,14 +347,17 @@ class Llama(nn.Module):
         """
         if ids.ndim != 2 or ids.shape[1] == 0:
             raise ValueError(f"ids of shape {tuple(ids.shape)}: must be (batch, tokens) with a token or more")
+        context = self.config.context_length
         if positions is None:
             start = 0 if cache is None else cache.length
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-            if start + ids.shape[1] > self.config.context_length:
-                raise ValueError(
-                    f"{start + ids.shape[1]} tokens: must be at most context_length="
-                    f"{self.config.context_length}"
-                )
+            if start + ids.shape[1] > context:
+                raise ValueError(f"{start + ids.shape[1]} tokens: must be at most context_length={context}")
+        elif not 0 <= int(positions.min()) <= int(positions.max()) < context:
+            raise ValueError(
+                f"positions from {int(positions.min())} to {int(positions.max())}: must be from 0 to "
+                f"{context - 1}, below context_length"
+            )
         hidden, rotary = self.embed_tokens(ids), self.rotary(positions)
         for layer in self.layers:
             hidden = layer(hidden, rotary, cache)

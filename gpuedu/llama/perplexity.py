@@ -35,6 +35,8 @@ def negative_log_likelihoods(model: Llama, tokens: Sequence[int] | torch.Tensor,
 
     Raises
     ------
+    TypeError
+        If tokens are no whole numbers.
     ValueError
         If there are fewer than two tokens, or ``window`` is not from 1 to the model's context.
 
@@ -45,9 +47,12 @@ def negative_log_likelihoods(model: Llama, tokens: Sequence[int] | torch.Tensor,
     short window makes a text look harder: its first tokens have little to go by.
     """
     device = model.embed_tokens.weight.device
-    ids = torch.as_tensor(tokens, dtype=torch.int64)
+    ids = torch.as_tensor(tokens)
     if ids.ndim != 1 or len(ids) < 2:
         raise ValueError(f"tokens of shape {tuple(ids.shape)}: must be (n,) with n >= 2")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"tokens of {ids.dtype}: must be whole numbers")
+    ids = ids.long()
     check_count("window", window)
     if window > model.config.context_length:
         raise ValueError(f"window={window}: must be at most context_length={model.config.context_length}")
@@ -85,7 +90,7 @@ def perplexity(model: Llama, tokens: Sequence[int] | torch.Tensor, window: int) 
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As :func:`negative_log_likelihoods` does.
 
     Examples

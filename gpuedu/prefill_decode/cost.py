@@ -95,7 +95,8 @@ def linear_operations(
     Raises
     ------
     TypeError, ValueError
-        For a count out of range, heads that cannot be divided, and a model with MLA or MoE.
+        For a count out of range, an unknown dtype, heads that cannot be divided, and a model with MLA or
+        MoE.
 
     Examples
     --------
@@ -106,8 +107,9 @@ def linear_operations(
     """
     check_count("tokens", tokens)
     check_count("sequences", sequences, 0)
-    check_count("tensor_parallel", tensor_parallel)
-    _check_divisible(model, tensor_parallel)
+    check_dtype("dtype", dtype)
+    _check_dense(model)
+    check_tensor_parallel(model, tensor_parallel)
     t, h, d = tensor_parallel, model.hidden_size, model.head_dim
     heads, kv_heads = model.attention_heads // t, max(1, model.kv_heads // t)
     width = model.ffn_hidden_size // t
@@ -142,7 +144,7 @@ def attention_operation(
     Parameters
     ----------
     model : gpuedu.transformer.Transformer
-        Its shape; without MLA.
+        Its shape; without MLA and MoE.
     pairs : float
         Pairs of query and key that the causal mask leaves.
     cached_tokens : float
@@ -161,6 +163,12 @@ def attention_operation(
         reads c + 1 tokens: its intensity is about ``2 * attention_heads / kv_heads / bytes``, whatever the
         batch.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For an amount that is negative or not finite, an unknown dtype, heads that cannot be divided, and a
+        model with MLA or MoE.
+
     Examples
     --------
     >>> from gpuedu.transformer import MODELS
@@ -168,8 +176,13 @@ def attention_operation(
     >>> round(one.intensity, 1)  # 32 heads on 8 KV heads
     4.0
     """
-    check_count("tensor_parallel", tensor_parallel)
-    _check_divisible(model, tensor_parallel)
+    check_amount("pairs", pairs)
+    check_amount("cached_tokens", cached_tokens)
+    check_amount("new_tokens", new_tokens)
+    check_dtype("dtype", dtype)
+    check_dtype("kv_dtype", kv_dtype)
+    _check_dense(model)
+    check_tensor_parallel(model, tensor_parallel)
     t, d, layers = tensor_parallel, model.head_dim, model.layers
     heads, kv_heads = model.attention_heads // t, max(1, model.kv_heads // t)
     flops = 4 * layers * heads * d * pairs
@@ -191,7 +204,7 @@ def forward_operations(
     Parameters
     ----------
     batch : list of (int, int)
-        For each sequence its new tokens and the tokens before them in the cache.
+        For each sequence its new tokens, at least 1, and the tokens before them in the cache.
     model, dtype, kv_dtype, tensor_parallel
         As for :func:`linear_operations` and :func:`attention_operation`.
 
@@ -199,6 +212,11 @@ def forward_operations(
     -------
     list of Operation
         The matrix products, then attention.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an empty batch or a count out of range, and as those two functions do.
 
     Examples
     --------
@@ -213,6 +231,9 @@ def forward_operations(
     """
     if not batch:
         raise ValueError("batch: must have at least one sequence")
+    for number, (new, context) in enumerate(batch):
+        check_count(f"batch[{number}][0], new tokens", new)
+        check_count(f"batch[{number}][1], tokens in the cache", context, 0)
     tokens = sum(new for new, _ in batch)
     pairs = sum(new * context + new * (new + 1) / 2 for new, context in batch)
     cached = sum(new + context for new, context in batch)
@@ -223,12 +244,23 @@ def forward_operations(
     ]
 
 
-def _check_divisible(model: Transformer, tensor_parallel: int) -> None:
-    if model.mla is not None or model.moe is not None:
-        raise ValueError("model: must be one without mla and moe")
+def check_dtype(name: str, value: str) -> None:
+    """Raise unless ``value`` is a dtype of :data:`gpuedu.hardware.DTYPE_BYTES`."""
+    if not isinstance(value, str) or value not in DTYPE_BYTES:
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(DTYPE_BYTES)}")
+
+
+def check_tensor_parallel(model: Transformer, tensor_parallel: int) -> None:
+    """Raise unless heads and FFN can be divided among so many GPUs, a KV head kept by several if need be."""
+    check_count("tensor_parallel", tensor_parallel)
     t = tensor_parallel
     if model.attention_heads % t or model.ffn_hidden_size % t or (model.kv_heads % t and t % model.kv_heads):
         raise ValueError(
             f"tensor_parallel={t}: must divide {model.attention_heads} heads, {model.kv_heads} KV heads and "
             f"ffn_hidden_size={model.ffn_hidden_size}"
         )
+
+
+def _check_dense(model: Transformer) -> None:
+    if model.mla is not None or model.moe is not None:
+        raise ValueError("model: must be one without mla and moe")

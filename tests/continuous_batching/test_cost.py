@@ -166,7 +166,7 @@ def test_small_chunks_shorten_the_stalls():
     """Sarathi-Serve's point: a prompt computed whole holds up everybody who decodes."""
     whole, chunked = (point("vllm", 6.0, max_num_batched_tokens=tokens) for tokens in (16_384, 512))
     assert chunked.worst_gap_p90_s < 0.5 * whole.worst_gap_p90_s
-    assert whole.tpot_mean_s < 10 * whole.worst_gap_p90_s  # the mean does not show it
+    assert whole.tpot_mean_s < 1.5 * chunked.tpot_mean_s  # the mean hardly shows it
 
 
 def test_what_cannot_be():

@@ -197,6 +197,45 @@ def test_swapping_resumes_where_recomputation_starts_again():
     assert computed == needed + 12 and swapped == 0  # b had computed 12 tokens when it had to go
 
 
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_a_watermark_of_the_manager_makes_newcomers_wait(preemption):
+    """Whoever has the blocks may refuse what the scheduler's own count of them allows."""
+    kv = KVCacheManager(10, 4, watermark=0.5, num_host_blocks=10)
+    scheduler = VLLMScheduler(SchedulerConfig(preemption=preemption), kv)
+    lengths = {"a": (8, 16), "b": (10, 20), "c": (16, 6)}
+    for name, (prompt, answer) in lengths.items():
+        scheduler.add(Sequence(name, prompt, answer))
+    finished, preempted, held_back = [], 0, 0
+    while scheduler.has_work():
+        running = list(scheduler.running)
+        free = kv.num_free_blocks
+        decision = scheduler.schedule()
+        preempted += len(decision.preempted)
+        for name in decision.num_scheduled_tokens:
+            assert kv.block_table(name)
+        if running and decision.admitted:
+            assert kv.num_free_blocks >= 5
+        held_back += free >= 5 and not decision.admitted and bool(scheduler.waiting)
+        finished += [sequence.request_id for sequence in scheduler.update(decision)]
+    assert sorted(finished) == ["a", "b", "c"] and held_back and kv.num_free_blocks == 10
+
+
+def test_a_watermark_of_the_manager_keeps_the_swapped_out_waiting():
+    kv = KVCacheManager(10, 4, watermark=0.5, num_host_blocks=10)
+    scheduler = VLLMScheduler(SchedulerConfig(preemption="swap"), kv)
+    for name, answer in (("a", 12), ("b", 24), ("c", 12)):
+        scheduler.add(Sequence(name, 4, answer))
+    finished, refused = [], 0
+    while scheduler.has_work():
+        decision = scheduler.schedule()
+        waiting = scheduler.waiting.peek() if scheduler.waiting else None
+        # b runs; c needs four blocks of seven, and five have to stay free
+        refused += waiting is not None and kv.num_free_blocks > 4
+        assert waiting is None or waiting.swapped
+        finished += [sequence.request_id for sequence in scheduler.update(decision)]
+    assert finished == ["a", "b", "c"] and refused and kv.num_free_blocks == 10
+
+
 # Static batching and Orca
 
 

@@ -18,7 +18,7 @@ from gpuedu.paged_attention.plan import KVCacheManager
 def fresh(model, num_blocks: int, block_size: int) -> tuple[KVCacheManager, ModelRunner]:
     cache = PagedKVCache(model.config, num_blocks, block_size, dtype=torch.float64)
     for tensor in (*cache.keys, *cache.values):
-        tensor.fill_(1e3)  # whoever sees what was never written shows it
+        tensor.fill_(torch.nan)  # whoever sees what was never written shows it, masked or not
     return KVCacheManager(num_blocks, block_size), ModelRunner(model, cache)
 
 
@@ -101,6 +101,32 @@ def test_slots(model):
     assert batch.ids.tolist() == sequence.token_ids and batch.positions.tolist() == list(range(6))
     assert batch.slots.tolist() == [4 * first + i for i in range(4)] + [4 * second, 4 * second + 1]
     assert batch.sampled == [sequence] and batch.sampled_rows.tolist() == [5]
+
+
+def test_blocks_begun_and_not_filled(model):
+    kv, runner = fresh(model, 12, 4)
+    lengths = {"short": 3, "full": 8, "half": 6}
+    sequences = [Sequence(name, length, 4, token_ids=[1] * length) for name, length in lengths.items()]
+    for sequence in sequences:
+        kv.allocate_slots(sequence, sequence.num_tokens)
+    last = {name: kv.block_table(name)[-1] for name in lengths}
+    batch = make_batch(Decision([(s, s.num_tokens) for s in sequences], []), kv, torch.float64)
+    assert batch.begun.tolist() == [last["short"], last["half"]]
+    runner.execute(batch)
+    for sequence in sequences:
+        sequence.num_computed_tokens = sequence.num_tokens
+        sequence.token_ids.append(2)
+        sequence.num_tokens += 1
+        kv.allocate_slots(sequence, 1)
+    batch = make_batch(Decision([], sequences), kv, torch.float64)
+    assert batch.begun.tolist() == [kv.block_table("full")[-1]]  # the others go on in theirs
+    runner.execute(batch)
+    used = [block for name in lengths for block in kv.block_table(name)]
+    cache = runner.cache
+    for tensor in (*cache.keys, *cache.values):
+        assert not tensor[used].isnan().any()
+        assert not tensor[last["half"], 3:].any() and tensor[last["half"], :3].all()
+    assert cache.keys[0].isnan().any()  # and nobody touched the blocks of nobody
 
 
 def test_write_and_gather(model):

@@ -95,6 +95,19 @@ def test_the_simulator_replays_a_trace(model):
         assert theirs.latency_s == pytest.approx(ours.latency_s, rel=0.01)
 
 
+def test_a_replayed_request_is_compared_with_itself(model):
+    """Under the names that they had, which are not in the order of arrival."""
+    clock = Clock()
+    llm = priced_engine(model, clock, num_blocks=100)
+    lengths = {7: (3, 5), "b": (50, 2), 0: (30, 9)}
+    asked = [Request(name, 1e-4 * n, *both) for n, (name, both) in enumerate(lengths.items())]
+    drive(llm, asked, sleep=clock.sleep)
+    workload = llm.trace.workload()
+    assert {r.request_id: (r.prompt_tokens, r.output_tokens) for r in workload} == lengths
+    found = residuals(llm.trace.requests, predict(workload, COST, llm.config, num_blocks=100))
+    assert max(max(map(abs, values)) for values in found.values()) < 1e-6
+
+
 def test_measured_step_cost_is_the_true_one(model):
     clock = Clock()
     llm = priced_engine(model, clock, num_blocks=200)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuedu import tinylm
+from gpuedu.continuous_batching.plan import StaticBatching
 from gpuedu.engine import LLM, Detokenizer, SamplingParams
 from gpuedu.llama import generate
 
@@ -127,6 +128,69 @@ def test_who_stops_listening_frees_the_blocks(llm):
     assert llm.kv.num_free_blocks < 64
     pieces.close()
     assert llm.kv.num_free_blocks == 64 and not llm.has_unfinished()
+
+
+def test_a_stream_nobody_ever_listened_to(llm):
+    params = SamplingParams(max_tokens=50, ignore_eos=True)
+    closed, dropped = (llm.stream("The state of", params) for _ in range(2))
+    assert len(llm.scheduler.waiting) == 2
+    closed.close()
+    assert list(closed) == []
+    del dropped
+    assert not llm.has_unfinished() and not llm.scheduler.has_work()
+    with pytest.raises(ValueError, match="prompt: must be one token or more"):
+        llm.stream([], params)  # at once, and not with the first piece
+
+
+def test_a_finished_stream_leaves_its_name_to_others(llm):
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    finished = llm.stream([1, 2], params)
+    assert [next(finished).finish_reason for _ in range(2)] == [None, "length"]
+    llm.add_request([3, 4], params, request_id=0)
+    finished.close()
+    del finished
+    assert llm.has_unfinished()
+
+
+def test_an_interrupted_stream_aborts_its_request_alone(llm, plain, monkeypatch):
+    prompt, tokens = plain
+    params = SamplingParams(max_tokens=6, ignore_eos=True)
+    pieces, other = (llm.stream(prompt, params) for _ in range(2))
+    next(pieces)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(llm.runner, "execute", interrupt)
+        next(pieces)
+    assert len(llm.scheduler.running) == 1
+    assert [piece.token_id for piece in other] == tokens[:6]
+    assert not llm.has_unfinished()
+
+
+@pytest.mark.parametrize("respond_early", [False, True])
+def test_streams_of_a_static_batch(loaded, respond_early):
+    model, tokenizer = loaded
+    llm = LLM(
+        model,
+        tokenizer,
+        num_blocks=64,
+        make_scheduler=lambda kv: StaticBatching(3, kv, respond_early=respond_early),
+    )
+    prompts = [tokenizer.encode(text) for text in ("We the people", "The economy", "Tonight")]
+    asked = [SamplingParams(max_tokens=length, ignore_eos=True) for length in (2, 6, 9)]
+    short, long, left = (llm.stream(prompt, params) for prompt, params in zip(prompts, asked, strict=True))
+    assert [piece.token_id for piece in short] == generate(model, prompts[0], 2)
+    next(left)
+    left.close()  # a batch keeps its members to the end
+    assert [piece.token_id for piece in long] == generate(model, prompts[1], 6)
+    with pytest.raises(ValueError, match="its batch has begun"):
+        llm.abort(2)
+    assert llm.abort_all() == []
+    while llm.has_unfinished():
+        llm.step()
+    assert llm.kv.num_free_blocks == 64
 
 
 def test_abort_waiting_and_running(llm, plain):

@@ -63,6 +63,30 @@ def test_greedy_tokens_are_those_of_the_model_alone(name, model, prompts, expect
     assert (preemptions > 0) == (name in PREEMPTS)
 
 
+@pytest.mark.parametrize("name", ["few blocks", "few blocks, small chunks", "blocks of one token"])
+def test_what_the_last_holder_left_in_a_block_is_nobodys(name, model, prompts, expected):
+    """NaN times 0 is NaN: a mask alone would let one request's overflow into another's answer."""
+    llm = LLM(model, **CONFIGURATIONS[name])
+    for tensor in (*llm.runner.cache.keys, *llm.runner.cache.values):
+        tensor.fill_(torch.nan)
+    answers = llm.generate(prompts, params(LENGTHS))
+    assert [answer.token_ids for answer in answers] == expected
+
+
+def test_an_overflow_stays_with_its_request(make_model, prompts):
+    model = make_model()
+    model.embed_tokens.weight[39] = torch.inf
+    prompt = [token for token in prompts[0] if token != 39][:9]
+    expected = generate(model, prompt, 6)
+    assert 39 not in expected
+    for length in (5, 6, 7, 8, 12):
+        llm = LLM(model, num_blocks=4, block_size=4)
+        llm.generate([[39] * length], SamplingParams(max_tokens=2))
+        assert llm.runner.cache.values[1].isnan().any()
+        (answer,) = llm.generate([prompt], SamplingParams(max_tokens=6))
+        assert answer.token_ids == expected
+
+
 def test_prompts_are_found_in_the_cache(model, prompts, expected):
     llm = LLM(model, num_blocks=200, block_size=4)
     llm.generate(prompts, params(LENGTHS))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gpuedu.flash_attention.cost import (
+    DECODING_TABLE,
     GPT2_MEDIUM,
     attention_time,
     best_splits,
@@ -16,6 +17,7 @@ from gpuedu.flash_attention.plan import AttentionShape, Op, Tiles, version_1, ve
 from gpuedu.flash_attention.run import attention, peak_extra_bytes
 from gpuedu.hardware import GPUS
 from gpuedu.transformer import MODELS
+from gpuedu_book.verdicts.flash_attention import c32, c33
 
 # C32: fusion in SRAM, and the score matrix never travels to memory.
 
@@ -67,6 +69,19 @@ def test_c32_flips_with_tiles_that_are_too_small():
     assert good < standard < tiny
 
 
+def test_c32_bytes_that_a_forward_keeps():
+    """S and P in two bytes against one log-sum-exp a row in four, by hand and on real tensors."""
+    batch, heads, length = 64, 16, 1024
+    scores, kept = 2 * 2 * batch * heads * length**2, 4 * batch * heads * length
+    said = c32()
+    assert (said["scores_gb"], said["kept_mb"]) == (f"{scores / 1e9:.2f}", f"{kept / 1e6:.2f}")
+    assert said["memory_ratio"] == f"{scores / kept:,.0f}" == "1,024"
+    q, k = torch.randn(2, 2, 2, 256, 16, dtype=torch.float16)
+    products = q @ k.mT
+    probabilities, lse = torch.softmax(products, -1), torch.logsumexp(products.float(), -1)
+    assert (products.nbytes + probabilities.nbytes) / lse.nbytes == 256  # N_k, and not 2 N_k
+
+
 # C33: it speeds attention up enormously.
 
 
@@ -91,6 +106,30 @@ def test_c33_one_query_gains_nothing_from_tiles_alone():
     split = attention_time("split_kv", decode, tile, a100, splits=best_splits(decode, tile, a100))
     assert alone > attention_time("standard", decode, tile, a100)  # 16 programs on 108 multiprocessors
     assert alone / split > 25
+
+
+def test_c33_published_decoding_fits_the_smaller_card():
+    """The source names no memory size: with the 80 GB card's bandwidth the roofline is below every row."""
+    tile, misses = Tiles(1, 128), {}
+    for name in ("A100-40GB", "A100-80GB"):
+        misses[name] = [
+            1e6
+            * attention_time(
+                "version_2",
+                AttentionShape(1, keys, 128, heads=16, kv_heads=2, batch=batch),
+                tile,
+                GPUS[name],
+            )
+            / printed
+            - 1
+            for batch, keys, _, printed, _ in DECODING_TABLE
+        ]
+    assert max(map(abs, misses["A100-40GB"])) < 0.125
+    assert max(misses["A100-80GB"]) < -0.15 and min(misses["A100-80GB"]) > -0.33
+    said = c33()
+    assert (said["card"], said["large_card"]) == tuple(misses)
+    ratio = float(said["large_us"].replace(",", "")) / float(said["alone_us"].replace(",", ""))
+    assert ratio == pytest.approx(1555 / 2039, rel=1e-3)  # bound by bandwidth on both
 
 
 def attention_share(length: int) -> float:

@@ -260,11 +260,20 @@ def test_bytes_counted_are_the_plans(shape, tile, way):
     assert odometer.total == expected.nbytes(8) + traffic(backward, shape, tile).nbytes(8)
 
 
-def test_bytes_of_half_precision_have_statistics_in_float32():
-    shape, odometer = AttentionShape(64, 64, 16, heads=2), Odometer()
-    inputs = tensors(shape, torch.float16)
-    attention(*inputs, tiles=Tiles(16, 16), odometer=odometer)
-    assert odometer.total == traffic("version_2", shape, Tiles(16, 16)).nbytes(2, fp32=FP32_TENSORS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@each_way
+def test_bytes_of_half_precision_have_statistics_in_float32(way, dtype):
+    """What is counted is what is priced, forward and backward."""
+    shape, tile, odometer = AttentionShape(64, 64, 16, heads=2), Tiles(16, 16), Odometer()
+    inputs = tensors(shape, dtype)
+    plan, splits = way.get("plan", "version_2"), way.get("splits", 1)
+    out, lse = attention(*inputs, tiles=tile, odometer=odometer, return_lse=True, **way)
+    assert out.dtype == dtype and lse.dtype == torch.float32
+    expected = traffic(plan, shape, tile, splits).nbytes(2, fp32=FP32_TENSORS)
+    assert odometer.total == expected
+    gradients(out, inputs)
+    backward = traffic(way.get("backward", BACKWARDS[plan]), shape, tile).nbytes(2, fp32=FP32_TENSORS)
+    assert odometer.total == expected + backward
 
 
 def test_memory_grows_with_the_length_and_standards_with_its_square():

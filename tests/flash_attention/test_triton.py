@@ -65,3 +65,15 @@ def test_bad_input_says_why(shape, dtype, error, message):
     tensor = torch.zeros(shape, dtype=dtype)
     with pytest.raises(error, match=message):
         triton_attention(tensor, tensor, tensor)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.25, float("nan"), float("inf")])
+def test_a_scale_that_is_none_says_why(scale):
+    """As :func:`attention` does, before a kernel makes NaN of it."""
+    from gpuedu.flash_attention.run.triton_kernel import triton_attention
+
+    tensor = torch.zeros(1, 2, 4, 64)
+    with pytest.raises(ValueError, match=f"scale={scale}: must be finite and above 0"):
+        triton_attention(tensor, tensor, tensor, scale=scale)
+    with pytest.raises(TypeError, match="scale='1': must be a number"):
+        triton_attention(tensor, tensor, tensor, scale="1")

@@ -106,6 +106,8 @@ WRONG = {
             "fold = None",
             "fold = lambda m, l, o, s, v: None",
             "fold = lambda m, l, o, s, v: (m, l, o)",
+            "fold = lambda m, l, o, s, v: (m.float(), l.float(), o.float())",
+            "fold = lambda m, l, o, s, v: (m, l.expand(3), o)",
             "def fold(m, l, o, s, v):\n"
             "    new = torch.maximum(m, s.max())\n"
             "    p = torch.exp(s - new)\n"
@@ -172,6 +174,7 @@ WRONG = {
             "my_round = lambda row, bits: None",
             "my_round = lambda row, bits: row[:5]",
             "my_round = lambda row, bits: row.sign()",
+            "my_round = lambda row, bits: round_to_nearest(row[None], bits).dequantize()[0].double()",
             "def my_round(row, bits):\n"
             "    scale = (row.max() - row.min()) / (2**bits - 1)\n"
             "    return ((row - row.min()) / scale).round() * scale + row.min()",
@@ -180,6 +183,7 @@ WRONG = {
             "pass_on = None",
             "pass_on = lambda w, i, rounded, u: None",
             "pass_on = lambda w, i, rounded, u: w",
+            "def pass_on(w, i, rounded, u):\n    w = w.float()\n    w[:, i] = rounded\n    return w",
             "def pass_on(w, i, rounded, u):\n"
             "    w -= ((w[:, i] - rounded) / u[i, i] ** 2)[:, None] * u[i]\n"
             "    w[:, i] = rounded\n"
@@ -194,6 +198,7 @@ WRONG = {
             "my_plan = [3, 3, 3]",
             "my_plan = [3, 3, 3, 5]",
             "my_plan = ['3', 3, 3, 3]",
+            "my_plan = [3.0, 3, 3, 3]",
             "my_plan = [8, 8, 8, 8]",
             "my_plan = [4, 4, 3, 2]",
         ],

@@ -41,6 +41,12 @@ def test_few_rows_go_the_other_way_round(rows, monkeypatch):
     assert layer(x).shape == (rows, 300)
 
 
+def test_a_bias_is_refused():
+    assert Linear(300, 300).bias is None
+    with pytest.raises(ValueError, match="bias=True: must be False"):
+        Linear(300, 300, bias=True)
+
+
 def test_half_precision_goes_the_usual_way():
     layer = Linear(300, 300, bias=False).to(torch.bfloat16)
     x = torch.randn(2, 300).to(torch.bfloat16)

@@ -111,6 +111,8 @@ def test_a_stream_gives_tokens_as_they_come(ours):
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"temperature": 1.0}, "temperature=1.0: needs a seed"),
+        ({"temperature": 1.0, "seed": 2**64}, "seed=18446744073709551616: must be below"),
+        ({"temperature": 1.0, "seed": -1}, "seed=-1: must be at least 0"),
         ({"temperature": 1.0, "seed": 0, "top_k": 0}, "top_k=0: must be at least 1"),
         ({"temperature": 1.0, "seed": 0, "top_p": 0.0}, "top_p=0.0: must be above 0"),
         ({"temperature": 1.0, "seed": 0, "top_p": 1.1}, "top_p=1.1"),
@@ -153,6 +155,21 @@ def test_cut_distributions_are_those_of_transformers():
     torch.testing.assert_close(sampling_distribution(logits, 0.7, top_p=0.8), top_p.softmax(-1))
     both = transformers.TopPLogitsWarper(0.8)(None, top_k)
     torch.testing.assert_close(sampling_distribution(logits, 0.7, top_k=7, top_p=0.8), both.softmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [1e-39, 5e-324])
+def test_tiny_temperatures_are_nearly_zero(temperature):
+    logits = torch.tensor([[1.0, 3.0, 2.0, -torch.inf], [-1e30, 1e30, 3e38, 0.0]])
+    assert torch.equal(sampling_distribution(logits, temperature), sampling_distribution(logits, 0.0))
+    assert sampling_distribution(torch.ones(2), temperature).tolist() == [0.5, 0.5]
+
+
+def test_top_p_of_one_keeps_every_token():
+    """Of many tokens the running sum rounds up to 1 before the last."""
+    logits = torch.randn(49152, generator=torch.Generator().manual_seed(0)) * 3
+    whole = sampling_distribution(logits, 1.0)
+    assert torch.equal(sampling_distribution(logits, 1.0, top_p=1.0), whole)
+    assert (sampling_distribution(logits, 1.0, top_k=40000, top_p=1.0) > 0).sum() == 40000
 
 
 def test_temperature_zero_is_the_first_of_the_largest():
@@ -214,3 +231,17 @@ def test_perplexity_is_the_exponential_of_transformers_loss(pair):
 def test_texts_and_windows_that_do_not_fit(tokens, window, message):
     with pytest.raises(ValueError, match=message):
         perplexity(MODEL, tokens, window)
+
+
+@pytest.mark.parametrize(
+    "tokens", [[1.9, 2.7, 3.2], [True, False, True], torch.tensor([1j, 2j]), torch.tensor([1.0, 2.0])]
+)
+def test_tokens_are_whole_numbers(tokens):
+    with pytest.raises(TypeError, match=r"tokens of torch\..* must be whole numbers"):
+        negative_log_likelihoods(MODEL, tokens, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_tokens_of_any_integer_kind(dtype):
+    expected = negative_log_likelihoods(MODEL, [1, 2, 3], 4)
+    assert torch.equal(negative_log_likelihoods(MODEL, torch.tensor([1, 2, 3], dtype=dtype), 4), expected)

@@ -163,6 +163,19 @@ def test_missing_figures_are_named(name):
         read_config(values)
 
 
+@pytest.mark.parametrize(
+    "name", ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+)
+def test_missing_figures_of_the_rotary_scaling_are_named(name):
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"original_max_position_embeddings": 64}
+    values = transformers.LlamaConfig(**SIZES).to_dict() | {"rope_parameters": rope}
+    assert read_config(values).rope_divisors is not None
+    del rope[name]
+    with pytest.raises(ValueError, match=f"config.json: {name} is missing"):
+        read_config(values)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_missing_files_are_named(directory, name):
     (directory / name).unlink()

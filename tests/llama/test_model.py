@@ -361,6 +361,10 @@ def test_ids_that_do_not_fit_are_refused():
         us(some_ids(1, 0))
     with pytest.raises(ValueError, match="65 tokens: must be at most context_length=64"):
         us(some_ids(1, 65))
+    for positions, message in (([62, 63, 64], "positions from 62 to 64"), ([-1, 0, 1], "positions from -1")):
+        with pytest.raises(ValueError, match=message):
+            us(some_ids(1, 3), positions=torch.tensor(positions))
+    assert us(some_ids(1, 3), positions=torch.tensor([61, 62, 63])).shape[1] == 3
 
 
 def test_read_config_knows_old_and_new_files():

@@ -10,6 +10,7 @@ from gpuedu.paged_attention.cost import (
     SCHEMES,
     MemoryUse,
     average,
+    beams_by_prefix,
     decode,
     occupancy,
     parallel_sampling_blocks,
@@ -72,12 +73,31 @@ def test_the_closed_form_is_the_simulated_maximum(figure_2):
 
 
 def test_reserved_to_the_maximum_counted_by_hand():
-    # One request at a time, prompt 2, output 3, four slots of six reserved: 3, 4, then 5 tokens held
+    # One request at a time, prompt 2, output 3, six slots of seven reserved: 3, 4, then 5 tokens held
     shares = reserved_to_the_maximum([(2, 3)], 7, 6)
     assert shares == {
         "tokens": Fraction(4, 7), "reserved": Fraction(1, 7), "internal": Fraction(1, 7),
         "external": Fraction(1, 7),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", [1, 2, 4])
+@pytest.mark.parametrize("output", [1, 3, 4])
+@pytest.mark.parametrize("capacity", [8, 16, 27])
+def test_the_closed_form_is_exact_where_lengths_are_equal(prompt, output, capacity):
+    pieces = capacity // 8
+    requests = [Request(i, 0.0, prompt, output) for i in range(5 * pieces + 1)]
+    uses = occupancy(requests, "max", capacity=capacity, longest=8).while_full
+    assert len(uses) == 5 * output
+    for part, share in reserved_to_the_maximum([(prompt, output)], capacity, 8).items():
+        assert Fraction(sum(getattr(use, part) for use in uses), capacity * len(uses)) == share
+
+
+def test_what_just_fits_is_served():
+    request = Request(0, 0.0, 10, 6)
+    assert [use.tokens for use in occupancy([request], "paged", capacity=16).uses] == [*range(11, 17)]
+    with pytest.raises(ValueError, match="longer than the cache"):
+        occupancy([Request(0, 0.0, 10, 7)], "paged", capacity=16)
 
 
 # Occupancy
@@ -87,18 +107,18 @@ def test_what_is_held_step_by_step():
     requests = [Request(0, 0.0, 3, 2), Request(1, 0.0, 5, 4)]
     result = occupancy(requests, "paged", capacity=16, block_size=4, watermark=0)
     assert [(u.tokens, u.internal, u.external) for u in result.uses] == [
-        (8, 4, 4),
         (10, 2, 4),  # 4 and 6 tokens in one and two blocks
-        (7, 1, 8),
+        (12, 4, 0),
         (8, 0, 8),
+        (9, 3, 4),
     ]
     result = occupancy(requests, "pow2", capacity=32, longest=16)
     # 3 + 2 and 5 + 4 slots wanted, 8 and 16 given
     assert [(u.tokens, u.reserved, u.internal, u.external) for u in result.uses] == [
-        (8, 6, 0, 18),
         (10, 4, 0, 18),
-        (7, 2, 0, 23),
+        (12, 2, 0, 18),
         (8, 1, 0, 23),
+        (9, 0, 0, 23),
     ]
 
 
@@ -132,12 +152,12 @@ def test_preemption_starts_the_last_over():
 
 
 def test_who_gave_way_is_the_next_to_come_back():
-    # The third needs three blocks and waits from the start; the second needs two when the first has left
-    requests = [Request(0, 0.0, 4, 8), Request(1, 0.0, 4, 8), Request(2, 0.0, 12, 1)]
+    # The third needs three blocks and waits from the start; so does the second when the first has left
+    requests = [Request(0, 0.0, 4, 8), Request(1, 0.0, 4, 8), Request(2, 0.0, 11, 1)]
     result = occupancy(requests, "paged", capacity=16, block_size=4, watermark=0)
     assert result.preemptions == 1
     made = [use.tokens for use in result.uses]
-    assert made == [8, 10, 12, 14, 16, 9, 10, 11, 9, 10, 11, 12]
+    assert made == [10, 12, 14, 16, 9, 10, 11, 12, 9, 10, 11, 12, 12]
 
 
 def test_an_arrival_is_waited_for():
@@ -187,8 +207,30 @@ def test_bad_input():
         tail_share(-1, 16)
     with pytest.raises(ValueError, match="capacity=100"):
         reserved_to_the_maximum([(1, 1)], 100, 2048)
-    with pytest.raises(ValueError, match=r"parents\[1\]"):
-        decode(5, [(0, 1), (0, 2)], width=2)
+    for lengths, words in (
+        ([], "lengths"),
+        ([(3000, 10)], r"prompt \+ output = 3010"),
+        ([(1, 1), (0, 5)], "prompt=0"),
+        ([(5, 0)], "output=0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            reserved_to_the_maximum(lengths, 16_384, 2048)
+    for steps, words in (
+        ([], "parents"),
+        ([(0, 1), (0, 2)], r"parents\[1\]"),
+        ([(-1, 0)], r"parents\[0\]"),
+        ([(0, 1, 0)], r"parents\[0\]"),
+        ([(0.5, 1)], r"parents\[0\]"),
+    ):
+        for search in (decode, beams_by_prefix):
+            with pytest.raises(ValueError, match=words):
+                search(5, steps, width=2)
+    with pytest.raises(ValueError, match="block_size=0"):
+        beams_by_prefix(9, [(0, 1)], width=2, block_size=0)
+    with pytest.raises(ValueError, match=r"replaced=1\.5"):
+        two_beams_saving(10, 60, 1.5)
+    with pytest.raises(ValueError, match=r"replaced=-0\.1"):
+        two_beams_saving(10, 60, -0.1)
     with pytest.raises(ValueError, match="replaced=2"):
         random_beams(2, 3, 2)
     with pytest.raises(ValueError, match="samples=0"):

@@ -6,6 +6,7 @@ import pytest
 
 from gpuedu.paged_attention.plan import (
     EVICTIONS,
+    ROOT,
     BlockPool,
     BuddyAllocator,
     ContiguousManager,
@@ -136,17 +137,42 @@ def test_trap_18_hits_are_counted_in_tokens(request_of, admit, index):
 
 def test_a_hash_depends_on_the_parent_the_salt_and_every_token():
     tokens = [3, 1, 4, 1, 5, 9, 2, 6]
-    names = extend_hashes([], tokens, None, 4, 2)
+    names = extend_hashes([], tokens, ROOT, 4, 2)
     seen = {tuple(names)}
     for i in range(8):
         other = [*tokens[:i], tokens[i] + 1, *tokens[i + 1 :]]
-        changed = extend_hashes([], other, None, 4, 2)
+        changed = extend_hashes([], other, ROOT, 4, 2)
         assert changed[1] != names[1] and (changed[0] == names[0]) == (i >= 4)
         seen.add(tuple(changed))
-    salted = extend_hashes([], tokens, "salt", 4, 2)
+    salted = extend_hashes([], tokens, ROOT + 1, 4, 2)
     assert salted[0] != names[0] and salted[1] != names[1]
     assert len(seen) == 9
-    assert extend_hashes(names[:1], tokens, None, 4, 2) == names
+    assert extend_hashes(names[:1], tokens, ROOT, 4, 2) == names
+
+
+PREFIX_CACHES = ({}, {"prefix_index": "radix"}, {"sliding_window": 6})
+
+
+@pytest.mark.parametrize("cache", PREFIX_CACHES, ids=str)
+@pytest.mark.parametrize(
+    "salts", [(None, 0), (None, ROOT), (-1, -2), (0, 2**61 - 1), (1, "1"), ("a", ("a",)), (ROOT, ROOT + 1)]
+)
+def test_different_salts_never_find_each_other(request_of, admit, cache, salts):
+    for one, other in (salts, salts[::-1]):
+        manager = cached(16, **cache)
+        admit(manager, request_of("a", range(8), cache_salt=one))
+        assert manager.get_computed_blocks(request_of("b", range(9), cache_salt=other))[1] == 0
+        assert manager.get_computed_blocks(request_of("c", range(9), cache_salt=one))[1] == 8
+
+
+@pytest.mark.parametrize("cache", PREFIX_CACHES, ids=str)
+def test_a_salt_is_no_token_of_a_block_of_one(request_of, admit, cache):
+    manager = cached(32, block_size=1, **cache)
+    text = [5, 7, 8, 9, 11, 13]
+    admit(manager, request_of("a", text))
+    for start in range(1, len(text)):  # the text from its middle on, the token before it as a salt
+        rest = request_of(start, [*text[start:], 1], cache_salt=text[start - 1])
+        assert manager.get_computed_blocks(rest)[1] == 0
 
 
 def test_equal_blocks_both_stay_and_the_older_is_found(request_of):
@@ -276,6 +302,17 @@ def test_priority_keeps_what_matters(request_of, admit):
     assert manager.get_computed_blocks(request_of("c", range(100, 109)))[1] == 0
 
 
+def test_a_negative_priority_goes_before_none(request_of, admit):
+    manager = cached(6, eviction="priority")
+    requests = [request_of(p, range(100 * p, 100 * p + 4), retention_priority=p) for p in (0, -5, 3, -7)]
+    for request in requests:
+        admit(manager, request)
+    blocks = {request.request_id: manager.block_table(request.request_id)[0] for request in requests}
+    for request in requests:
+        manager.free(request)
+    assert list(manager.pool.free_queue)[2:] == [blocks[priority] for priority in (-7, -5, 0, 3)]
+
+
 @pytest.mark.parametrize("eviction", EVICTIONS)
 def test_a_heap_of_stale_entries_does_not_grow(request_of, admit, eviction):
     manager = cached(16, eviction=eviction)
@@ -319,6 +356,34 @@ def test_a_full_block_is_shared_for_good(request_of):
     for branch in (root, child):
         grow(manager, branch, [9])
     assert manager.copies() == [] and manager.pool.references[:2] == [2, 2]
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_no_fork_between_allocation_and_computation(request_of, index):
+    manager = cached(16, prefix_index=index)
+    parent = request_of("parent", range(7))
+    grow(manager, parent)
+    parent.token_ids.append(7)
+    manager.allocate_slots(parent, 1)  # block 1 is full and known, its last token not yet computed
+    child = request_of("child", [*range(7), 99], num_computed_tokens=7)
+    with pytest.raises(ValueError, match="num_computed_tokens=7"):
+        manager.fork(parent, child)
+    assert manager.pool.references[:2] == [1, 1]
+    parent.num_computed_tokens = child.num_computed_tokens = 8
+    child.token_ids[7] = 7
+    manager.fork(parent, child)
+    assert manager.block_table("child") == manager.block_table("parent")
+
+
+def test_without_an_index_a_fork_may_come_at_any_time(request_of):
+    manager = KVCacheManager(16, 4)
+    parent = request_of("parent", list(range(7)))
+    grow(manager, parent)
+    manager.allocate_slots(parent, 1)
+    child = request_of("child", list(range(7)), num_computed_tokens=7)
+    manager.fork(parent, child)
+    grow(manager, child, [99])
+    assert manager.copies() == [(1, 2)]  # the parent keeps the block that it is about to write
 
 
 def test_no_room_to_copy_is_a_refusal(request_of):
@@ -477,6 +542,20 @@ def test_a_double_free_is_refused_and_undone():
     assert pool.references[a] == 2 and pool.num_free == 3
     with pytest.raises(ValueError, match="count=4"):
         pool.take(4)
+    with pytest.raises(ValueError, match="count=-1"):
+        pool.take(-1)
+    assert pool.num_free == 3
+
+
+@pytest.mark.parametrize("wrong", [[0, 1, 0], [0, 0], [2, 1, 3], [2, 2, 0, 2, 1]])
+def test_a_block_named_too_often_releases_nothing(wrong):
+    pool = BlockPool(4)
+    pool.take(3)
+    pool.share([2])
+    references, order = list(pool.references), list(pool.free_queue)
+    with pytest.raises(ValueError, match="freed more often"):
+        pool.release(wrong)
+    assert pool.references == references and list(pool.free_queue) == order
 
 
 # The buddy allocator
@@ -510,6 +589,21 @@ def test_buddies_never_overlap_and_always_join_again():
     for address in pieces:
         memory.free(address)
     assert list(memory.holes()) == whole
+
+
+def test_the_buddy_allocator_keeps_no_more_than_its_holes():
+    memory = BuddyAllocator(1024)
+    for _ in range(100):
+        memory.free(memory.allocate(8))
+    dice = random.Random(2)
+    pieces = []
+    for _ in range(5000):
+        address = memory.allocate(dice.randint(1, 100))
+        if address is not None:
+            pieces.append(address)
+        while pieces and (address is None or dice.random() < 0.5):
+            address = memory.free(pieces.pop(dice.randrange(len(pieces)))) or 0
+        assert sum(map(len, memory._free.values())) == len(list(memory.holes()))
 
 
 def test_reservations():

@@ -167,6 +167,9 @@ def test_bad_input():
         paged_attention(torch.zeros(1, 2, DIM), cache, [0], 5)
     with pytest.raises(ValueError, match="tokens=0"):
         paged_attention(torch.zeros(1, 2, DIM), cache, [0], 0)
+    for window in (0, -3):
+        with pytest.raises(ValueError, match=f"window={window}"):
+            paged_attention(torch.zeros(1, 2, DIM), cache, [0], 1, window=window)
 
 
 def test_three_ways_agree_when_timed():

@@ -201,6 +201,13 @@ def test_what_cannot_be_rounded_says_why():
         fit([1.0, math.inf], 4)
     with pytest.raises(ValueError, match="group=3: must divide the 4 columns"):
         round_row([1.0] * 4, 4, group=3)
+    for number, scale in ((5e-324, "0.0"), (-5e-324, "0.0")):
+        for kind in KINDS:
+            with pytest.raises(ValueError, match=f"their scale {scale} must be above 0 and finite"):
+                round_row([number, 0.0], 4, kind=kind)
+    with pytest.raises(ValueError, match="their scale inf must be above 0 and finite"):
+        round_row([1.7e308, -1.7e308], 2)
+    assert set(round_row([1e-320, -1e-320], 2).codes) == {0, 3}  # all steps that there are down there
     with pytest.raises(TypeError, match=r"bits=4\.0: must be an int"):
         round_row([1.0], 4.0)
     with pytest.raises(ValueError, match="scale=0: must be above 0"):

@@ -455,6 +455,17 @@ def test_what_the_cache_cannot_hold_says_why():
         cache.append(0, v[..., :31], v[..., :31])
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 1, 32), (1, 4, 1, 32), (1, 2, 1, 8)])
+def test_tokens_of_another_batch_are_refused_before_anything_changes(shape):
+    cache, (k, v) = QuantizedKVCache(1, HOW), keys_with_outliers(17)
+    cache.append(0, k, v)
+    other = torch.ones(shape)
+    with pytest.raises(ValueError, match=r"must have batch, kv_heads, head_dim \(1, 2, 32\)"):
+        cache.append(0, other, other)
+    assert cache.length == 17
+    assert cache.append(0, k, v)[0].shape == (1, 2, 34, 32)
+
+
 # --- whole models --------------------------------------------------------------------------------------
 
 
@@ -600,6 +611,8 @@ def test_bad_options_say_why(problem, small_llama):
         awq([weight], input_statistics(x), 4, clip=[True, False])
     with pytest.raises(ValueError, match="alpha=2: must be from 0 to 1"):
         smoothing_scale(x.abs().amax(0), [weight], 2)
+    with pytest.raises(ValueError, match=r"weights\[1\] holds 1 numbers that are NaN"):
+        smoothing_scale(torch.ones(2), [torch.ones(1, 2), torch.tensor([[torch.nan, 1.0]])])
     with pytest.raises(ValueError, match="group=128: must divide the 64 columns"):
         quantize_model(model, ids, rtn_quantizer(4, group=128))
     with pytest.raises(ValueError, match=r"must have at least one nn\.Linear"):

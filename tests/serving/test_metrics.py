@@ -1,5 +1,6 @@
 """Metrics by hand, intervals that cover, objectives."""
 
+from math import pi, sqrt, tan
 from random import Random
 from statistics import quantiles
 
@@ -16,6 +17,9 @@ from gpuedu.serving.metrics import (
     student_t,
     summarize,
 )
+
+NAN = float("nan")
+SERIES = [float(n % 7) for n in range(700)]
 
 
 def record(number, arrival, start, first, finish, output, gap=0.0):
@@ -64,6 +68,18 @@ def test_percentiles_agree_with_the_standard_library():
     assert [percentile(values, k / 100) for k in range(1, 100)] == pytest.approx(theirs)
 
 
+def test_percentiles_of_values_without_end():
+    inf = float("inf")
+    assert [percentile([inf, 1.0, inf, 3.0], share) for share in (0, 1 / 3, 0.5, 1)] == [1.0, 3.0, inf, inf]
+
+
+@pytest.mark.parametrize(("freedom", "error"), [(1, 0.12), (2, 0.008)])
+def test_student_t_says_how_wrong_it_is_at_the_start(freedom, error):
+    """Exact: at one degree of freedom the Cauchy distribution, at two z sqrt(2 / (1 - z^2)) of the share."""
+    exact = {1: tan(pi * 0.95 / 2), 2: 0.95 * sqrt(2 / (1 - 0.95**2))}[freedom]
+    assert (1 - error) * exact < student_t(0.95, freedom) < exact
+
+
 @pytest.mark.parametrize(("freedom", "value"), [(9, 2.2622), (19, 2.0930), (29, 2.0452), (99, 1.9842)])
 def test_student_t_as_tabulated(freedom, value):
     assert student_t(0.95, freedom) == pytest.approx(value, abs=2e-4)
@@ -90,6 +106,15 @@ def test_intervals_cover_as_often_as_they_say():
     [
         (lambda: percentile([], 0.5), "values"),
         (lambda: percentile([1.0], 1.5), "share"),
+        (lambda: percentile([1.0], NAN), "share=nan"),
+        (lambda: percentile([1.0, NAN, 0.0], 0.5), "values: .*NaN"),
+        (lambda: student_t(0.95, 0), "freedom=0"),
+        (lambda: student_t(1.0, 9), "confidence=1.0"),
+        (lambda: student_t(0.0, 9), "confidence=0.0"),
+        (lambda: student_t(NAN, 9), "confidence=nan"),
+        (lambda: batch_interval(SERIES, confidence=95), "confidence=95: must be below 1"),
+        (lambda: batch_interval([*SERIES, NAN]), "values: must be finite, nan"),
+        (lambda: batch_interval([*SERIES, float("-inf")]), "values: must be finite, -inf"),
         (lambda: summarize(RequestLog()), "at least one"),
         (lambda: slo_attainment(RequestLog(), SLO(1, 1)), "at least one"),
         (lambda: SLO(0.0, 1.0), "ttft_s"),

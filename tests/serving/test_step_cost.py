@@ -1,5 +1,6 @@
 """Step costs: rooflines against published figures, straight lines, tables, fits, capacity."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -196,6 +197,25 @@ def test_capacity_is_memory_minus_weights_minus_activations():
     assert split > 2 * kv_cache_blocks(LLAMA, A100)  # the weights are there once, not twice
 
 
+@pytest.mark.parametrize("tensor_parallel", [1, 2, 4, 8, 16, 32])
+def test_swapping_moves_what_a_gpu_holds(tensor_parallel):
+    """A block is as large for the host link as in memory; 8 KV heads are split 8 times at most.
+
+    Llama-3-8B's block of 16 tokens: 16 * 2 * 32 layers * 8 KV heads * 128 * 2 bytes = 2 MiB.
+    """
+    model, link = MODELS["llama-3-8b"], LINKS["NVLink4"]
+    step_cost = RooflineStepCost(
+        model, H100, tensor_parallel=tensor_parallel, link=link, host_bandwidth=2.0**30
+    )
+    held = 2 * 2**20 / min(tensor_parallel, 8)
+    assert step_cost.swap_seconds(3) == pytest.approx(3 * held / 2**30)
+    small, large = (
+        kv_cache_blocks(model, replace(H100, memory_bytes=memory), tensor_parallel=tensor_parallel)
+        for memory in (40 * 10**9, 80 * 10**9)
+    )
+    assert (large - small) * held == pytest.approx(0.9 * 40e9, rel=1e-3)
+
+
 def test_weights_that_do_not_fit_are_said():
     with pytest.raises(ValueError, match=r"A100-40GB: 0\.9 of its memory leaves -"):
         kv_cache_blocks(MODELS["llama-3-70b"], GPUS["A100-40GB"])
@@ -211,7 +231,20 @@ def test_weights_that_do_not_fit_are_said():
         (lambda: RooflineStepCost(MODELS["deepseek-v3"], H100), "without mla"),
         (lambda: linear_operations(LLAMA, 0, 1), "tokens"),
         (lambda: forward_operations(LLAMA, []), "batch"),
+        (lambda: forward_operations(LLAMA, [(5, -1000)]), r"batch\[0\]\[1\], tokens in the cache=-1000"),
+        (lambda: forward_operations(LLAMA, [(5, 0), (-3, 0)]), r"batch\[1\]\[0\], new tokens=-3"),
+        (lambda: forward_operations(LLAMA, [(5, 0), (0, 9)]), r"batch\[1\]\[0\], new tokens=0"),
+        (lambda: attention_operation(LLAMA, -1, 1, 1), "pairs=-1"),
+        (lambda: attention_operation(LLAMA, 1, float("nan"), 1), "cached_tokens=nan"),
+        (lambda: attention_operation(LLAMA, 1, 1, -1), "new_tokens=-1"),
+        (lambda: linear_operations(LLAMA, 1, 1, dtype="zz"), "dtype='zz': must be one of fp64, .*bf16"),
+        (lambda: attention_operation(LLAMA, 1, 1, 1, kv_dtype=None), "kv_dtype=None: must be one of"),
+        (lambda: RooflineStepCost(LLAMA, A100, dtype="x"), "dtype='x': must be one of"),
+        (lambda: RooflineStepCost(LLAMA, A100, kv_dtype="x"), "kv_dtype='x': must be one of"),
         (lambda: kv_cache_blocks(LLAMA, A100, memory_utilization=1.5), "memory_utilization"),
+        (lambda: kv_cache_blocks(LLAMA, A100, dtype="bf17"), "dtype='bf17': must be one of fp64, .*bf16"),
+        (lambda: kv_cache_blocks(LLAMA, A100, kv_dtype="int9"), "kv_dtype='int9': must be one of"),
+        (lambda: kv_cache_blocks(LLAMA, A100, tensor_parallel=3), "tensor_parallel=3: must divide 32 heads"),
     ],
 )
 def test_what_cannot_be(make, message):

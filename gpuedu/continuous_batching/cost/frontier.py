@@ -91,7 +91,7 @@ def make_scheduler(
     'OrcaScheduler'
     """
     if batching == "static":
-        return StaticBatching(max_num_seqs, BlockCounter(blocks))
+        return StaticBatching(max_num_seqs, BlockCounter(blocks), respond_early=True)
     if batching == "orca":
         return OrcaScheduler(max_num_seqs, 16 * blocks, max_model_len)
     if batching == "vllm":

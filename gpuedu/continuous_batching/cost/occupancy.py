@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from gpuedu.checks import check_count
 from gpuedu.serving.workload import Lengths, mean
-
-POINTS = 20_000
 
 
 def harmonic(n: int) -> float:
@@ -47,8 +47,8 @@ def expected_longest(lengths: Lengths, batch_size: int) -> float:
 
     Notes
     -----
-    The longest of B independent draws has the quantile function ``Q(u ** (1 / B))``; its mean is the
-    integral over u, here by the midpoint rule at 20,000 points.
+    The longest of B independent draws has the quantile function ``Q(u ** (1 / B))``, and its mean is the
+    integral over u.
 
     Examples
     --------
@@ -57,8 +57,18 @@ def expected_longest(lengths: Lengths, batch_size: int) -> float:
     100.0
     """
     check_count("batch_size", batch_size)
-    power = 1 / batch_size
-    return sum(lengths.quantile(((i + 0.5) / POINTS) ** power) for i in range(POINTS)) / POINTS
+    return mean(_Longest(lengths, batch_size))
+
+
+@dataclass(frozen=True)
+class _Longest:
+    """The longest of a batch, as a distribution."""
+
+    lengths: Lengths
+    batch_size: int
+
+    def quantile(self, probability: float) -> int:
+        return self.lengths.quantile(probability ** (1 / self.batch_size))
 
 
 def static_occupancy(lengths: Lengths, batch_size: int) -> float:
@@ -92,11 +102,11 @@ def static_occupancy(lengths: Lengths, batch_size: int) -> float:
     >>> [round(100 * static_occupancy(x, 8), 1) for x in (Exponential(500), Uniform(1, 1000), azure)]
     [36.8, 56.3, 45.6]
     """
-    return mean(lengths, POINTS) / expected_longest(lengths, batch_size)
+    return mean(lengths) / expected_longest(lengths, batch_size)
 
 
 def static_gain(lengths: Lengths, batch_size: int) -> float:
-    """How many times the throughput of static batching continuous batching has, at most.
+    """How many times the throughput of static batching continuous batching has, by the lengths of answers.
 
     Parameters
     ----------
@@ -110,7 +120,8 @@ def static_gain(lengths: Lengths, batch_size: int) -> float:
     float
         ``1 / static_occupancy``: with a backlog, if every slot of a continuous batch is filled again at
         once, and an iteration takes the same time whatever its slots compute. ``H_B`` for exponential
-        lengths.
+        lengths. Prompts are left out: what they cost both ways makes the gain smaller, and static batches
+        that pad them to the longest make it larger.
 
     Examples
     --------

@@ -58,7 +58,8 @@ def slot_chart(scheduler: Scheduler, requests: Items[Sequence], slots: int) -> S
     Parameters
     ----------
     scheduler : Scheduler
-        Empty; it may preempt nobody.
+        Empty; it may preempt nobody, and lets go of who is finished at once (a static batch:
+        ``respond_early=True``).
     requests : sequence of Sequence
         All there at once.
     slots : int

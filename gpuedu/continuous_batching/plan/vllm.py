@@ -41,7 +41,7 @@ class VLLMScheduler:
     >>> scheduler = VLLMScheduler(SchedulerConfig(max_num_batched_tokens=8), BlockCounter(100))
     >>> for name, prompt in ("a", 6), ("b", 5):
     ...     _ = scheduler.add(Sequence(name, prompt, max_tokens=3))
-    >>> for _ in range(4):  # b's prompt is cut to fit a's decoding into the budget
+    >>> for _ in range(4):  # a's prompt leaves two tokens to b's
     ...     decision = scheduler.schedule()
     ...     finished = scheduler.update(decision)
     ...     print(decision.num_scheduled_tokens, finished)
@@ -233,9 +233,10 @@ class VLLMScheduler:
         whole = sequence.num_tokens if self.config.reserve_full_prompt else computed + tokens
         if not self._fits(sequence, whole, hits):
             return None
-        if sequence.swapped:
-            decision.swapped_in += self._swap_in(sequence)
-        self.kv.allocate_slots(sequence, tokens, hits)
+        if sequence.swapped and not self._swap_in(sequence, decision):
+            return None
+        if self.kv.allocate_slots(sequence, tokens, hits) is None:
+            return None
         sequence.num_computed_tokens = computed
         if not sequence.num_preemptions:
             sequence.num_cached_tokens = cached
@@ -250,11 +251,14 @@ class VLLMScheduler:
         spare = self._watermark_blocks if self.running else 0
         return needed + spare <= kv.num_free_blocks
 
-    def _swap_in(self, sequence: Sequence) -> int:
+    def _swap_in(self, sequence: Sequence, decision: Decision) -> bool:
+        """Bring a sequence's blocks back, if whoever has the blocks lets it."""
         free = self.kv.num_free_blocks
-        self.kv.swap_in(sequence)
+        if self.kv.swap_in(sequence) is None:
+            return False
         sequence.swapped = False
-        return free - self.kv.num_free_blocks
+        decision.swapped_in += free - self.kv.num_free_blocks
+        return True
 
     # What came of it
 

@@ -22,7 +22,7 @@ DECODING_TABLE = (
     (1, 131072, 2664.0, 4592.2, 106.6),
 )
 """Batch, keys, and microseconds of PyTorch eager, FlashAttention 2.0.9 and Flash-Decoding, as published: one
-query, 16 query heads of dimension 128 on 2 key heads, FP16, an A100."""
+query, 16 query heads of dimension 128 on 2 key heads, FP16, an A100 of unnamed memory size."""
 
 DECODING_TILES = Tiles(1, 128)
 
@@ -69,8 +69,10 @@ def decoding_table() -> tuple[DecodingRow, ...]:
     -----
     Version 2 has 16 programs for each sequence, and each of the 16 query heads reads the keys of its key
     head anew. By :func:`~gpuedu.flash_attention.cost.attention_time` its slowness is that these programs
-    leave multiprocessors idle until the batch has grown, and then the bytes read 8 times. The prediction is
-    within an eighth of what was printed in every row. Split-KV reads each key once, for all heads that share
+    leave multiprocessors idle until the batch has grown, and then the bytes read 8 times. The source names an
+    A100 and not its memory. With the 1,555 GB/s of the 40 GB version, which is what is taken here, the
+    prediction is within an eighth of what was printed in every row; with the 2,039 GB/s of the 80 GB version
+    it would be below every row, by 15 % to a third. Split-KV reads each key once, for all heads that share
     it, on all multiprocessors; the roofline is a bound of what was printed.
 
     References

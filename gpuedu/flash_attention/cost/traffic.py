@@ -11,7 +11,8 @@ from ..plan import AttentionShape, Op, TilePlan, Tiles
 from .kernels import kernel_costs
 
 FP32_TENSORS = frozenset({"m", "l", "LSE", "D", "O parts", "LSE parts"})
-"""What 16-bit kernels keep in 32 bits in HBM."""
+"""What 16-bit kernels keep in 32 bits in HBM. Scores, outputs and gradients take 16; a dQ that several tiles
+add to counts with them, though kernels that add with atomic operations hold it in 32 until it is done."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 
 from gpuedu.checks import check_count
 
+from ..cost.traffic import FP32_TENSORS
 from ..plan import BACKWARDS, FORWARDS, AttentionShape, TilePlan, Tiles, sequence_lengths, split_kv
 from .machine import Machine, Odometer
 from .options import Options
@@ -111,7 +112,9 @@ def attention(
 
     Notes
     -----
-    Half-precision tiles are computed in float32 and rounded once, when they are written.
+    Half-precision tiles are computed in float32 and rounded when they are written. Version 1's O, and a dQ
+    that tiles of keys add to one after the other, are written and so rounded once for each tile of keys; GPU
+    kernels spend a buffer in 32 bits on such a dQ.
 
     Examples
     --------
@@ -219,7 +222,8 @@ class _Attention(torch.autograd.Function):
         if job.plan == "version_1":
             hbm["LSE"] = (hbm["m"] / _LOG2_E) + hbm["l"].log()
         elif job.plan == "standard":
-            hbm["LSE"] = torch.logsumexp(hbm["S"] / _LOG2_E, -1, keepdim=True)
+            exact = torch.promote_types(q.dtype, torch.float32)
+            hbm["LSE"] = torch.logsumexp(hbm["S"].to(exact) / _LOG2_E, -1, keepdim=True)
         hbm.pop("S", None)
         out = hbm["O"].view(q.shape).to(q.dtype)
         ctx.job, ctx.names = job, [n for n in ("O", "LSE", "m", "l", "P") if n in hbm]
@@ -280,12 +284,11 @@ def _room(job: _Job, made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     room = {
         name: like.new_empty(
             (shape.units, parts if "parts" in name else shape.group, shape.queries, width),
-            dtype=like.dtype if name == "P" else exact,
+            dtype=exact if name in FP32_TENSORS else like.dtype,
         )
         for name, width in widths.items()
     }
-    dtype = exact if job.plan == "version_1" else like.dtype  # version 1 adds to what it has written
-    room["O"] = like.new_empty((shape.units, shape.group, shape.queries, shape.head_dim), dtype=dtype)
+    room["O"] = like.new_empty((shape.units, shape.group, shape.queries, shape.head_dim))
     return room
 
 
@@ -294,13 +297,13 @@ def _parts(job: _Job) -> int:
 
 
 def _gradient_room(job: _Job, hbm: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """HBM for what the backward writes; gradients are summed in float32 at least."""
+    """HBM for what the backward writes: gradients like the inputs."""
     shape, like = job.shape, hbm["Q"]
     exact = torch.promote_types(like.dtype, torch.float32)
     rows = (shape.units, shape.group, shape.queries)
-    room = {"dQ": like.new_empty((*rows, shape.head_dim), dtype=exact)}
+    room = {"dQ": like.new_empty((*rows, shape.head_dim))}
     for name in ("dK", "dV"):
-        room[name] = like.new_empty((shape.units, 1, shape.keys, shape.head_dim), dtype=exact)
+        room[name] = like.new_empty((shape.units, 1, shape.keys, shape.head_dim))
     if job.backward == "standard_backward":
         room |= {name: like.new_empty((*rows, shape.keys)) for name in ("dP", "dS")}
     elif job.backward != "version_1_backward":

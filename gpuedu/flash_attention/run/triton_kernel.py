@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from gpuedu.checks import check_amount
+
 INTERPRETED = triton.knobs.runtime.interpret
 HEAD_DIMS = (16, 32, 64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -408,16 +410,19 @@ def triton_attention(
     Raises
     ------
     TypeError, ValueError
-        If shapes or dtypes do not fit, or the tensors are not on a GPU (but under the interpreter).
+        If shapes or dtypes do not fit, the scale is not above 0 and finite, or the tensors are not on a GPU
+        (but under the interpreter).
     """
     from .attention import _shape  # the same questions as there
 
     shape = _shape(q, k, v, causal, (None, None))
+    scale = shape.head_dim**-0.5 if scale is None else scale
+    check_amount("scale", scale, positive=True)
     if q.dtype not in DTYPES:
         raise TypeError(f"q has dtype {q.dtype}: must be one of {', '.join(map(str, DTYPES))}")
     if shape.head_dim not in HEAD_DIMS:
         raise ValueError(f"head_dim={shape.head_dim}: must be one of {', '.join(map(str, HEAD_DIMS))}")
     if q.device.type != "cuda" and not INTERPRETED:
         raise ValueError(f"q is on {q.device}: must be on a GPU, or TRITON_INTERPRET=1 set from the start")
-    out, lse = _TritonAttention.apply(q, k, v, causal, shape.head_dim**-0.5 if scale is None else scale)
+    out, lse = _TritonAttention.apply(q, k, v, causal, scale)
     return (out, lse) if return_lse else out

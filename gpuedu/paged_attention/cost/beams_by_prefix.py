@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from gpuedu.checks import check_count
 from gpuedu.paged_attention.plan import KVCacheManager
 
+from .sharing import checked_parents
+
 
 @dataclass(frozen=True)
 class Recomputed:
@@ -59,7 +61,7 @@ def beams_by_prefix(
     Raises
     ------
     ValueError, TypeError
-        For a count below 1.
+        For a count below 1, no step, or a step that does not name ``width`` parents from 0 to ``width - 1``.
 
     Notes
     -----
@@ -73,7 +75,8 @@ def beams_by_prefix(
     """
     check_count("prompt", prompt)
     check_count("width", width)
-    steps = list(parents)
+    check_count("block_size", block_size)
+    steps = checked_parents(parents, width)
     blocks = 2 * width * (prompt + len(steps) + block_size) // block_size + width
     manager = KVCacheManager(blocks, block_size, enable_prefix_caching=True)
     texts = [list(range(prompt))] * width

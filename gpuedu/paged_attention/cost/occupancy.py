@@ -21,7 +21,7 @@ class _Memory(Protocol):
     """What the loop below asks of an allocator."""
 
     def admit(self, running: _Running) -> bool:
-        """Room for a request's first tokens, if there is any."""
+        """Room for a request's prompt and the token that it makes, if there is any."""
 
     def grow(self, running: _Running) -> bool:
         """Room for one token more, if there is any."""
@@ -35,7 +35,10 @@ class _Memory(Protocol):
 
 @dataclass(slots=True)
 class _Running:
-    """A request with ``made`` tokens of its output; also what the cache manager calls a sequence."""
+    """A request with ``made`` tokens of its output; also what the cache manager calls a sequence.
+
+    Its ``num_computed_tokens`` are those that have a slot, the last one made among them.
+    """
 
     request_id: int
     prompt: int
@@ -57,7 +60,7 @@ class _Contiguous:
         if piece is None:
             return False
         self._reserved += piece.reserved
-        running.num_computed_tokens = running.prompt
+        running.num_computed_tokens = running.prompt + 1
         return True
 
     def grow(self, running: _Running) -> bool:
@@ -81,7 +84,7 @@ class _Paged:
         self._capacity = capacity
 
     def admit(self, running: _Running) -> bool:
-        running.num_tokens = running.prompt + running.made
+        running.num_tokens = running.prompt + running.made + 1
         running.num_computed_tokens = 0
         manager = self._manager
         if -(-(running.prompt + running.output) // manager.block_size) > manager.num_blocks:
@@ -172,15 +175,16 @@ def occupancy(
     -----
     First come, first served, the first that does not fit holds up the rest. A prompt is computed in the step
     that admits it. A request that finds no block makes the last one admitted start over (vLLM's
-    preemption by recomputation), and nobody is admitted in that step. The last token counts as stored,
-    which an engine spares. Time is counted in steps, whatever they cost.
+    preemption by recomputation), and nobody is admitted in that step. A token has its slot from the step
+    that makes it, so that a request holds p + 1 to p + o, as in :func:`reserved_to_the_maximum`; an engine
+    writes it one step later, and never the last. Time is counted in steps, whatever they cost.
 
     Examples
     --------
     >>> from gpuedu.serving.workload import Request
     >>> chats = [Request(0, 0.0, 3, 2), Request(1, 0.0, 5, 2)]
     >>> [(use.tokens, use.internal) for use in occupancy(chats, "paged", capacity=16, block_size=4).uses]
-    [(8, 4), (10, 2)]
+    [(10, 2), (12, 4)]
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme={scheme!r}: must be one of {', '.join(SCHEMES)}")

@@ -74,6 +74,39 @@ class _Branch:
     cache_salt: None = None
 
 
+def checked_parents(parents: Iterable[Sequence[int]], width: int) -> list[tuple[int, ...]]:
+    """The parents of each step, once they are seen to be branches.
+
+    Parameters
+    ----------
+    parents : iterable of tuple of int
+        For each step, the branch that each of the next ones goes on from.
+    width : int
+        Branches.
+
+    Returns
+    -------
+    list of tuple of int
+
+    Raises
+    ------
+    ValueError
+        If there is no step, or one does not name ``width`` parents from 0 to ``width - 1``.
+
+    Examples
+    --------
+    >>> checked_parents([range(2)], 2)
+    [(0, 1)]
+    """
+    steps = [tuple(step) for step in parents]
+    if not steps:
+        raise ValueError("parents: must be at least one step's")
+    for number, step in enumerate(steps):
+        if len(step) != width or not all(parent in range(width) for parent in step):
+            raise ValueError(f"parents[{number}]={step}: must be {width} numbers from 0 to {width - 1}")
+    return steps
+
+
 def decode(prompt: int, parents: Iterable[Sequence[int]], *, width: int, block_size: int = 16) -> Sharing:
     """Decode ``width`` branches of one prompt, through the cache manager.
 
@@ -97,7 +130,7 @@ def decode(prompt: int, parents: Iterable[Sequence[int]], *, width: int, block_s
     Raises
     ------
     ValueError
-        If a step does not name ``width`` parents from 0 to ``width - 1``.
+        If there is no step, or one does not name ``width`` parents from 0 to ``width - 1``.
 
     Examples
     --------
@@ -108,10 +141,7 @@ def decode(prompt: int, parents: Iterable[Sequence[int]], *, width: int, block_s
     check_count("prompt", prompt)
     check_count("width", width)
     check_count("block_size", block_size)
-    steps = [tuple(step) for step in parents]
-    for number, step in enumerate(steps):
-        if len(step) != width or not all(0 <= parent < width for parent in step):
-            raise ValueError(f"parents[{number}]={step}: must be {width} numbers from 0 to {width - 1}")
+    steps = checked_parents(parents, width)
     # Two generations at most: a step forks the next one off before it lets the last one go
     blocks = 2 * width * -(-(prompt + len(steps) + 1) // block_size)
     manager = KVCacheManager(blocks, block_size)
@@ -186,9 +216,7 @@ def random_beams(width: int, steps: int, replaced: float, *, seed: int = 0) -> l
     """
     check_count("width", width, minimum=2)
     check_count("steps", steps)
-    check_amount("replaced", replaced)
-    if replaced > 1:
-        raise ValueError(f"replaced={replaced}: must be from 0 to 1")
+    _check_replaced(replaced)
     random = Random(seed)
 
     def parent(beam: int) -> int:
@@ -197,6 +225,12 @@ def random_beams(width: int, steps: int, replaced: float, *, seed: int = 0) -> l
         return (beam + random.randrange(1, width)) % width
 
     return [tuple(parent(beam) for beam in range(width)) for _ in range(steps)]
+
+
+def _check_replaced(replaced: float) -> None:
+    check_amount("replaced", replaced)
+    if replaced > 1:
+        raise ValueError(f"replaced={replaced}: must be from 0 to 1")
 
 
 def two_beams_saving(prompt: int, output: int, replaced: float) -> Fraction:
@@ -217,7 +251,7 @@ def two_beams_saving(prompt: int, output: int, replaced: float) -> Fraction:
     Raises
     ------
     ValueError, TypeError
-        For a count below 1.
+        For a count below 1, or ``replaced`` not from 0 to 1.
 
     Notes
     -----
@@ -233,6 +267,7 @@ def two_beams_saving(prompt: int, output: int, replaced: float) -> Fraction:
     """
     check_count("prompt", prompt)
     check_count("output", output)
+    _check_replaced(replaced)
     rate = Fraction(replaced).limit_denominator(10**6)
     meet = 2 * rate * (1 - rate)
     own, apart = Fraction(0), Fraction(1)

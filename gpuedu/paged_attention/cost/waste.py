@@ -174,12 +174,18 @@ def reserved_to_the_maximum(
     dict
         Mean shares over time, with a backlog: ``tokens``, ``reserved``, ``internal``, ``external``.
 
+    Raises
+    ------
+    ValueError, TypeError
+        If there are no requests, one has less than a token of prompt or of output or more than ``longest``
+        of both, or the cache holds less than ``longest``.
+
     Notes
     -----
     A request is seen once for each token that it produces, so long outputs weigh more: with prompt p and
-    output o, each time-averaged mean is E[o x] / E[o]. The tokens held are p + (o + 1) / 2 on average over
-    the o steps of a request, those to come (o - 1) / 2. Only whole pieces of ``longest`` fit, the rest is
-    external.
+    output o, each time-averaged mean is E[o x] / E[o]. A token has its slot from the step that makes it, the
+    last one too: over the o steps of a request p + 1 to p + o are held, p + (o + 1) / 2 on average, and
+    (o - 1) / 2 are to come. Only whole pieces of ``longest`` fit, the rest is external.
 
     Examples
     --------
@@ -190,6 +196,13 @@ def reserved_to_the_maximum(
     check_count("longest", longest)
     check_count("capacity", capacity, minimum=longest)
     lengths = list(lengths)
+    if not lengths:
+        raise ValueError("lengths: must be at least one request's")
+    for prompt, output in lengths:
+        check_count("prompt", prompt)
+        check_count("output", output)
+        if prompt + output > longest:
+            raise ValueError(f"prompt + output = {prompt + output}: must be at most longest={longest}")
     weight = sum(output for _, output in lengths)
     held = Fraction(sum(o * (2 * p + o + 1) for p, o in lengths), 2 * weight)
     coming = Fraction(sum(o * (o - 1) for _, o in lengths), 2 * weight)

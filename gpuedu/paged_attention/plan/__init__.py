@@ -7,7 +7,7 @@ It knows neither clock nor tensor. :mod:`gpuedu.paged_attention.cost` prices wha
 from .block_pool import PREFIX_INDEXES, BlockPool
 from .buddy import BuddyAllocator
 from .free_queue import EVICTIONS, FREE_QUEUES, FreeQueue, LinkedQueue, RankedQueue, make_free_queue
-from .hash_chain import HashChainIndex, extend_hashes
+from .hash_chain import ROOT, HashChainIndex, extend_hashes
 from .manager import NULL_BLOCK, KVCacheManager
 from .radix_tree import RadixTreeIndex
 from .reservation import RESERVATIONS, ContiguousManager, Piece, power_of_two
@@ -19,6 +19,7 @@ __all__ = [
     "NULL_BLOCK",
     "PREFIX_INDEXES",
     "RESERVATIONS",
+    "ROOT",
     "BlockPool",
     "BuddyAllocator",
     "ContiguousManager",

@@ -73,10 +73,10 @@ class BlockPool:
         Raises
         ------
         ValueError
-            If fewer are free; nothing has changed then.
+            If fewer are free, or for a count below 0; nothing has changed then.
         """
-        if count > len(self.free_queue):
-            raise ValueError(f"count={count}: must be at most the {len(self.free_queue)} free blocks")
+        if not 0 <= count <= len(self.free_queue):
+            raise ValueError(f"count={count}: must be from 0 to the {len(self.free_queue)} free blocks")
         blocks = self.free_queue.take(count)
         if self.index is not None:
             self.index.discard(blocks)
@@ -103,22 +103,19 @@ class BlockPool:
         Raises
         ------
         ValueError
-            For a block that is free already; nothing has changed then.
+            For a block that is free already, or named more often than it is held; nothing has changed then.
         """
         references = self.references
         released = []
-        for block in blocks:
+        coming = iter(blocks)
+        for block in coming:
             count = references[block] - 1
             references[block] = count
             if not count:
                 released.append(block)
             elif count < 0:
-                self._undo_release(blocks)
-        self.free_queue.put(released, None if self.index is None else self.index.place)
-
-    def _undo_release(self, blocks: Sequence[int]) -> None:
-        """Restore the counts up to the first that fell below 0, and say which block that was."""
-        for block in blocks:
-            self.references[block] += 1
-            if not self.references[block]:
+                visited = len(blocks) - len(list(coming))
+                for undone in blocks[:visited]:
+                    references[undone] += 1
                 raise ValueError(f"block {block}: freed more often than it was taken")
+        self.free_queue.put(released, None if self.index is None else self.index.place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 
 from gpuedu.checks import check_count
@@ -40,8 +40,8 @@ class BuddyAllocator:
     def __init__(self, capacity: int) -> None:
         check_count("capacity", capacity)
         self.capacity = capacity
-        self._free: dict[int, list[int]] = {}  # heaps of addresses, by length
-        self._is_free: set[tuple[int, int]] = set()  # what counts of them: (address, length)
+        self._free: dict[int, list[int]] = {}  # addresses in order, by length
+        self._is_free: set[tuple[int, int]] = set()  # the same as (address, length)
         self._held: dict[int, int] = {}
         address = 0
         for bit in reversed(range(capacity.bit_length())):
@@ -53,12 +53,12 @@ class BuddyAllocator:
         """Address of a piece of at least ``length`` units, from the shortest that fits; None if none does."""
         check_count("length", length)
         wanted = 1 << (length - 1).bit_length()
-        fitting = [size for size in self._free if size >= wanted and self._first(size) is not None]
+        fitting = [size for size, addresses in self._free.items() if size >= wanted and addresses]
         if not fitting:
             return None
         size = min(fitting)
-        address = self._first(size)
-        self._is_free.discard((address, size))
+        address = self._free[size][0]
+        self._remove(address, size)
         while size > wanted:
             size //= 2
             self._add(address + size, size)
@@ -71,7 +71,7 @@ class BuddyAllocator:
             raise ValueError(f"address={address!r}: no piece in use begins there")
         size = self._held.pop(address)
         while (address ^ size, size) in self._is_free:
-            self._is_free.discard((address ^ size, size))
+            self._remove(address ^ size, size)
             address &= ~size
             size *= 2
         self._add(address, size)
@@ -86,11 +86,9 @@ class BuddyAllocator:
 
     def _add(self, address: int, size: int) -> None:
         self._is_free.add((address, size))
-        heapq.heappush(self._free.setdefault(size, []), address)
+        insort(self._free.setdefault(size, []), address)
 
-    def _first(self, size: int) -> int | None:
-        """The lowest free address of this length."""
-        heap = self._free[size]
-        while heap and (heap[0], size) not in self._is_free:
-            heapq.heappop(heap)
-        return heap[0] if heap else None
+    def _remove(self, address: int, size: int) -> None:
+        self._is_free.remove((address, size))
+        addresses = self._free[size]
+        del addresses[bisect_left(addresses, address)]

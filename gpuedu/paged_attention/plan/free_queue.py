@@ -7,6 +7,7 @@ found again by a prompt that begins with the old ones. Which free block goes fir
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -49,7 +50,8 @@ class LinkedQueue:
     Notes
     -----
     ``following[b]`` and ``previous[b]`` are the neighbors of block b; the entry after the last is the list's
-    two ends. Arrays of integers cost 16 bytes a block and no object.
+    two ends. The two entries of a block and the ints that they point to take 80 bytes; no object is made or
+    lost when a block moves.
     """
 
     ranked = False
@@ -143,9 +145,11 @@ class RankedQueue:
     def __init__(self, num_blocks: int, *, frequency: bool) -> None:
         self._frequency = frequency
         self._bare: dict[int, None] = dict.fromkeys(range(num_blocks - 1, -1, -1))  # a stack, last is next
-        self._heap: list[tuple[int, int, int]] = []
+        self._heap: list[tuple[float, int, int]] = []
         self._stamp = [0] * num_blocks  # of the entry that counts; 0: none does
-        self._rank = [0] * num_blocks
+        # What a block has whose content nobody has used: any priority, a negative one too, is above it
+        self._unused = 0 if frequency else -math.inf
+        self._rank: list[float] = [self._unused] * num_blocks
         self._clock = 0
         self._ranked_count = 0
 
@@ -159,7 +163,7 @@ class RankedQueue:
     def take(self, count: int) -> list[int]:
         """Remove and return the first ``count`` blocks."""
         blocks = []
-        bare, heap, stamps, ranks = self._bare, self._heap, self._stamp, self._rank
+        bare, heap, stamps, ranks, unused = self._bare, self._heap, self._stamp, self._rank, self._unused
         while bare and len(blocks) < count:
             blocks.append(bare.popitem()[0])
         while len(blocks) < count:
@@ -169,7 +173,7 @@ class RankedQueue:
                 self._ranked_count -= 1
                 blocks.append(block)
         for block in blocks:  # what they will hold has no history
-            ranks[block] = 0
+            ranks[block] = unused
         return blocks
 
     def put(self, blocks: Sequence[int], place: Sequence[Any] | None) -> None:

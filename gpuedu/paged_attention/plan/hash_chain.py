@@ -6,11 +6,11 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 ROOT = 0x9E3779B9
-"""Parent of every first block without a salt."""
+"""Parent of every first block without a salt; those with one have a parent of their salt's own."""
 
 
 def extend_hashes(
-    hashes: list[int], token_ids: Sequence[int], cache_salt: Hashable | None, block_size: int, stop: int
+    hashes: list[int], token_ids: Sequence[int], root: int, block_size: int, stop: int
 ) -> list[int]:
     """Extend ``hashes``, in place, to the first ``stop`` blocks of ``token_ids``.
 
@@ -20,8 +20,8 @@ def extend_hashes(
         Hashes of the first full blocks, maybe empty.
     token_ids : Sequence[int]
         At least ``stop * block_size`` tokens, each at least 0.
-    cache_salt : Hashable or None
-        Goes into the first block's hash, and so into all that follow from it.
+    root : int
+        The first block's parent, one for each salt: it goes into all hashes that follow from it.
     block_size : int
         Tokens in a block.
     stop : int
@@ -41,11 +41,10 @@ def extend_hashes(
     Examples
     --------
     >>> one, other = ([1, 2, 7, 8], [3, 4, 7, 8])
-    >>> a, b = (extend_hashes([], tokens, None, 2, 2) for tokens in (one, other))
+    >>> a, b = (extend_hashes([], tokens, ROOT, 2, 2) for tokens in (one, other))
     >>> a[1] == b[1]
     False
     """
-    root = ROOT if cache_salt is None else hash((ROOT, cache_salt))
     name = hashes[-1] if hashes else root
     start = len(hashes) * block_size
     for end in range(start + block_size, stop * block_size + 1, block_size):
@@ -61,6 +60,9 @@ class HashChainIndex:
     Two blocks can hold the same tokens (two requests computed them at the same time): both stay, because
     a block table is never rewritten, and the older one is found.
 
+    A salt is not hashed into a root, because different salts can have one hash, as -1 and -2 do: each gets a
+    root of its own when it first comes, and keeps it.
+
     Parameters
     ----------
     num_blocks : int
@@ -72,20 +74,25 @@ class HashChainIndex:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
         self.place: list[int | None] = [None] * num_blocks  # hash of what a block holds, while it is known
+        self._roots: dict[Hashable | None, int] = {None: ROOT}
         self._first: dict[int, int] = {}
         self._more: dict[int, OrderedDict[int, None]] = {}  # further blocks of the same content, oldest first
+
+    def _root(self, cache_salt: Hashable | None) -> int:
+        """Parent of the first block under a salt."""
+        return self._roots.setdefault(cache_salt, ROOT + len(self._roots))
 
     def match(
         self, token_ids: Sequence[int], cache_salt: Hashable | None, limit: int, hashes: list[int]
     ) -> tuple[int, ...]:
         """Blocks that hold the longest known prefix, at most ``limit``; ``hashes`` is extended as needed."""
-        first = self._first
+        first, root = self._first, self._root(cache_salt)
         found: list[int] = []
         step = max(8, len(hashes))  # a miss at the start must not cost the hashes of a long prompt
         while len(found) < limit:
             stop = min(limit, len(found) + step)
             if len(hashes) < stop:
-                extend_hashes(hashes, token_ids, cache_salt, self.block_size, stop)
+                extend_hashes(hashes, token_ids, root, self.block_size, stop)
             for name in hashes[len(found) : stop]:
                 block = first.get(name)
                 if block is None:
@@ -106,7 +113,7 @@ class HashChainIndex:
 
         The longest prefix whose last ``window_blocks`` blocks are known; None stands for those before.
         """
-        extend_hashes(hashes, token_ids, cache_salt, self.block_size, limit)
+        extend_hashes(hashes, token_ids, self._root(cache_salt), self.block_size, limit)
         return longest_window([self._first.get(name) for name in hashes[:limit]], window_blocks)
 
     def insert(
@@ -120,7 +127,7 @@ class HashChainIndex:
     ) -> None:
         """Make blocks ``start`` to ``stop - 1`` of ``table`` known; ``hashes`` is extended as needed."""
         if len(hashes) < stop:
-            extend_hashes(hashes, token_ids, cache_salt, self.block_size, stop)
+            extend_hashes(hashes, token_ids, self._root(cache_salt), self.block_size, stop)
         first, place = self._first, self.place
         for i in range(start, stop):
             name, block = hashes[i], table[i]

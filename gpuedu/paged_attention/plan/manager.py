@@ -343,7 +343,9 @@ class KVCacheManager:
         KeyError
             If the parent holds no blocks.
         ValueError
-            If the child does, or differs in its number of computed tokens or its salt.
+            If the child does, or differs in its number of computed tokens or its salt; or if the prefix
+            index knows blocks of the parent that have yet to be computed: fork before
+            :meth:`allocate_slots`, or after the step.
         """
         table = self._table(parent.request_id)
         if child.request_id in self._tables or child.request_id in self._swapped:
@@ -352,8 +354,15 @@ class KVCacheManager:
             mine, parents = getattr(child, name), getattr(parent, name)
             if mine != parents:
                 raise ValueError(f"{name}={mine!r} of the child: must be the parent's, {parents!r}")
+        computed = child.num_computed_tokens // self.block_size
+        if self.pool.index is not None and table.known > computed:
+            # The child would write its own tokens under the name of the parent's
+            raise ValueError(
+                f"num_computed_tokens={child.num_computed_tokens}: must cover the {table.known} full blocks "
+                f"of {parent.request_id!r} that the prefix index knows"
+            )
         priority = getattr(child, "retention_priority", 0)
-        known = min(table.known, child.num_computed_tokens // self.block_size)
+        known = min(table.known, computed)
         hashes = getattr(child, "block_hashes", None)
         forked = _Table(list(table.blocks), [] if hashes is None else hashes, known, priority)
         forked.left_behind = table.left_behind

@@ -11,8 +11,8 @@ class SequenceLike(Protocol):
 
     Two more attributes are read where they exist: ``block_hashes``, a list (empty at first) in which the
     manager keeps the hashes of the full blocks, so that a request that waits or comes back is not hashed
-    again (empty it if tokens that it covers are ever replaced); and ``retention_priority``, an int (0 where
-    it is missing), for ``eviction="priority"``.
+    again (empty it if tokens that it covers are ever replaced, or if another manager is asked); and
+    ``retention_priority``, an int (0 where it is missing), for ``eviction="priority"``.
 
     Attributes
     ----------

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+from gpuedu.checks import check_count
+
 from .cache import PagedKVCache
 
 
@@ -39,7 +41,8 @@ def paged_attention(
     Raises
     ------
     ValueError
-        If there are more new tokens than tokens, the heads are no multiple, or the table is too short.
+        If there are more new tokens than tokens, the heads are no multiple, the table is too short, or the
+        window below 1.
 
     Notes
     -----
@@ -54,6 +57,8 @@ def paged_attention(
         raise ValueError(f"heads={heads}: must be a multiple of the cache's {key_heads}")
     if tokens > len(block_table) * size:
         raise ValueError(f"tokens={tokens}: must fit the table's {len(block_table)} blocks of {size}")
+    if window is not None:
+        check_count("window", window)
     q = query.transpose(0, 1).unflatten(0, (key_heads, -1)) * head_dim**-0.5  # key head, query head of it
     position = torch.arange(tokens - new, tokens, device=query.device)
     m = torch.full((*q.shape[:3], 1), -torch.inf, dtype=query.dtype, device=query.device)

@@ -194,9 +194,10 @@ def _over(low: float, high: float, bits: int, kind: str) -> Affine:
     magnitude = max(-low, high)
     if magnitude == 0:
         return Affine(bits, 1.0, 0 if kind == "asymmetric" else middle, low=int(kind == "symmetric"))
-    if kind == "symmetric":
-        return Affine(bits, magnitude / (middle - 1), middle, low=1)
-    if kind == "full_range":
-        return Affine(bits, 2 * magnitude / top, middle)
-    scale = (high - low) / top
-    return Affine(bits, scale, round(-low / scale))
+    steps = {"symmetric": middle - 1, "full_range": top / 2, "asymmetric": top}[kind]
+    scale = (high - low if kind == "asymmetric" else magnitude) / steps
+    if not 0 < scale < inf:
+        raise ValueError(f"numbers from {low} to {high}: their scale {scale} must be above 0 and finite")
+    if kind == "asymmetric":
+        return Affine(bits, scale, min(round(-low / scale), top))
+    return Affine(bits, scale, middle, low=int(kind == "symmetric"))

@@ -11,8 +11,8 @@ from gpuedu.checks import check_count
 
 from ..plan.checks import check_bits, check_choice, check_group
 from ..plan.integers import KINDS
-from .checks import check_matrix
-from .integers import QuantizedMatrix, over, to_codes, to_values
+from .checks import check_matrix, wide
+from .integers import QuantizedMatrix, check_scale, over, to_codes, to_values
 from .rtn import round_to_nearest
 from .statistics import InputStatistics, output_error
 
@@ -91,6 +91,7 @@ def search_scale(
     (0.55, True)
     """
     check_weights(weights, statistics)
+    weights = [wide(weight) for weight in weights]
     best, least, errors = None, float("inf"), []
     for step in range(SCALE_STEPS):
         scale = statistics.mean_abs.pow(step / SCALE_STEPS).clamp(min=1e-4)
@@ -155,10 +156,12 @@ def search_clip(
     check_matrix("weight", weight)
     check_matrix("hessian", hessian)
     size = check_group(group, weight.shape[1])
+    weight, hessian = wide(weight), wide(hessian)
     parts = weight.unflatten(1, (-1, size))
     count = parts.shape[1]
     blocks = torch.stack([hessian[i : i + size, i : i + size] for i in range(0, count * size, size)])
     low, high = parts.amin(2).clamp(max=0), parts.amax(2).clamp(min=0)
+    check_scale("weight", low, high, bits, kind, scale_dtype)
     whole = torch.maximum(-low, high)
     limit, least = whole, torch.full_like(whole, float("inf"))
     for step in range(int(CLIP_SHRINK * CLIP_STEPS)):
@@ -222,6 +225,7 @@ def awq(
     [0.3, 1.0]
     """
     check_weights(weights, statistics)
+    weights = [wide(weight) for weight in weights]
     check_count("len(weights)", len(weights))
     clips = [clip] * len(weights) if isinstance(clip, bool) else list(clip)
     if len(clips) != len(weights):

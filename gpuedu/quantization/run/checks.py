@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 
 
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` in float32, or wider where it is: what half-precision numbers are computed in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def check_matrix(name: str, tensor: torch.Tensor) -> None:
     """Raise unless ``tensor`` is a floating-point matrix with entries, all of them finite."""
     check_floats(name, tensor)

@@ -17,7 +17,7 @@ from gpuedu.checks import check_amount, check_count
 from ..plan.checks import check_bits, check_choice, check_group
 from ..plan.gptq import GROUP_SCALES
 from ..plan.integers import CLIPS, KINDS
-from .checks import check_matrix
+from .checks import check_matrix, wide
 from .gptq_columns import Fitting, round_columns
 from .integers import QuantizedMatrix, Scales
 
@@ -63,7 +63,8 @@ def gptq(
     Returns
     -------
     QuantizedMatrix
-        With columns in the order of ``weight``, and the group of each.
+        With columns in the order of ``weight``, and the group of each; what is in half precision is computed
+        in float32.
 
     Raises
     ------
@@ -90,6 +91,7 @@ def gptq(
     """
     _check(weight, hessian, bits, kind, group_scales, block, damping, clip)
     group = check_group(group, weight.shape[1])
+    weight, hessian = wide(weight), wide(hessian)
     with torch.no_grad():
         diagonal = hessian.diagonal()
         if (diagonal == 0).any():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ..plan.checks import check_choice
-from .checks import check_floats
+from .checks import check_floats, wide
 
 ACTIVATIONS = ("token", "tensor")
 LARGEST = 127
@@ -25,7 +26,7 @@ def round_symmetric(numbers: torch.Tensor, per: str = "token") -> tuple[torch.Te
     Returns
     -------
     tuple of Tensor
-        int8 like ``numbers``, and scales (..., 1) (``"tensor"``: ones that are all the same).
+        int8 like ``numbers``, and scales (..., 1), in float32 at least (``"tensor"``: all the same).
 
     Raises
     ------
@@ -40,10 +41,12 @@ def round_symmetric(numbers: torch.Tensor, per: str = "token") -> tuple[torch.Te
     """
     check_choice("per", per, ACTIVATIONS)
     check_floats("numbers", numbers)
+    numbers = wide(numbers)
     largest = numbers.abs().amax(-1, keepdim=True)
     if per == "tensor":
         largest = largest.amax().expand_as(largest)
     scale = torch.where(largest > 0, largest, 1.0) / LARGEST
+    scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)
     return (numbers / scale).round_().to(torch.int8), scale
 
 
@@ -78,7 +81,20 @@ def int8_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             raise TypeError(f"{name} is {tensor.dtype}: must be torch.int8")
     if a.shape[1] == 1:  # torch 2.13 returns whatever the memory held for a sum of one product on a CPU
         return a.int() * b.int().T
+    if a.is_cuda:
+        return torch._int_mm(*for_cuda(a, b))[: len(a), : len(b)]
     return torch._int_mm(a, b.T)
+
+
+CUDA_ROWS, CUDA_MULTIPLE = 17, 8
+"""The fewest rows, and what all other sizes must be multiples of, that torch takes on a GPU."""
+
+
+def for_cuda(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``a`` (m, k) and ``b^T`` (k, n) with zeros around them, as large as torch asks for on a GPU."""
+    columns, outputs = -a.shape[1] % CUDA_MULTIPLE, -len(b) % CUDA_MULTIPLE
+    a = functional.pad(a, (0, columns, 0, max(0, CUDA_ROWS - len(a))))
+    return a, functional.pad(b, (0, columns, 0, outputs)).T
 
 
 class W8A8Linear(nn.Module):
@@ -121,6 +137,6 @@ class W8A8Linear(nn.Module):
         """(..., in_features) to (..., out_features)."""
         tokens = x.reshape(-1, x.shape[-1])
         integers, scale = round_symmetric(tokens, self.activations)
-        y = int8_matmul(integers, self.weight).to(x.dtype) * scale * self.scale
+        y = int8_matmul(integers, self.weight).to(scale.dtype) * scale * self.scale
         y = y if self.bias is None else y + self.bias
-        return y.view(*x.shape[:-1], -1)
+        return y.to(x.dtype).view(*x.shape[:-1], -1)

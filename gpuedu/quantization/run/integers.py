@@ -8,7 +8,7 @@ import torch
 
 from ..plan.checks import check_bits, check_choice, check_group
 from ..plan.integers import CLIPS, KINDS
-from .checks import check_matrix
+from .checks import check_matrix, wide
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Scales:
     bits : int
         Bits of a code.
     scale, zero : Tensor
-        (rows, groups), both in the dtype of the numbers; a zero is a whole number.
+        (rows, groups), both in the dtype of the numbers, float32 at least; a zero is a whole number.
     low : int
         The smallest code in use: 1 for ``symmetric``, else 0.
     """
@@ -109,13 +109,13 @@ def fit(
     Returns
     -------
     Scales
-        (rows, groups), in the dtype of ``numbers``.
+        (rows, groups), in the dtype of ``numbers``, float32 at least.
 
     Raises
     ------
     TypeError, ValueError
-        For an unknown width, kind or clip, a group that does not divide, or numbers that are none or not
-        finite.
+        For an unknown width, kind or clip, a group that does not divide, numbers that are none or not
+        finite, or a scale that ``scale_dtype`` cannot hold.
 
     Examples
     --------
@@ -126,8 +126,9 @@ def fit(
     check_choice("kind", kind, KINDS)
     check_choice("clip", clip, CLIPS)
     check_matrix("numbers", numbers)
-    parts = numbers.unflatten(1, (-1, check_group(group, numbers.shape[1])))
+    parts = wide(numbers).unflatten(1, (-1, check_group(group, numbers.shape[1])))
     low, high = parts.amin(2).clamp(max=0), parts.amax(2).clamp(min=0)
+    check_scale("numbers", low, high, bits, kind, scale_dtype)
     if clip == "mse":
         return _least_error(parts, low, high, bits, kind, scale_dtype)
     return over(low, high, bits, kind, scale_dtype)
@@ -138,15 +139,41 @@ def over(
 ) -> Scales:
     """The integers laid over ranges from ``low`` <= 0 to ``high`` >= 0, each (rows, groups)."""
     top, middle = 2**bits - 1, 2 ** (bits - 1)
-    width = torch.maximum(-low, high) if kind != "asymmetric" else high - low
-    steps = {"symmetric": middle - 1, "full_range": top / 2, "asymmetric": top}[kind]
-    scale = width / steps
+    scale = _step(low, high, bits, kind)
     if scale_dtype is not None:
         scale = scale.to(scale_dtype).to(low.dtype)
     scale = torch.where(scale > 0, scale, 1.0)
     if kind != "asymmetric":
         return Scales(bits, scale, torch.full_like(scale, middle), low=int(kind == "symmetric"))
     return Scales(bits, scale, (-low / scale).round().clamp(0, top))
+
+
+def _step(low: torch.Tensor, high: torch.Tensor, bits: int, kind: str) -> torch.Tensor:
+    """The distance between neighboring values that lays the integers over the ranges."""
+    top, middle = 2**bits - 1, 2 ** (bits - 1)
+    width = torch.maximum(-low, high) if kind != "asymmetric" else high - low
+    return width / {"symmetric": middle - 1, "full_range": top / 2, "asymmetric": top}[kind]
+
+
+def check_scale(
+    name: str,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    bits: int,
+    kind: str,
+    scale_dtype: torch.dtype | None = None,
+) -> None:
+    """Raise unless the scale of each range that is not empty is above 0 and finite where it is stored."""
+    dtype = scale_dtype or low.dtype
+    step = _step(low, high, bits, kind)
+    stored = step.to(dtype)
+    wrong = (low < high) & ~(torch.isfinite(stored) & (stored > 0))
+    if wrong.any():
+        worst = step[wrong][0].item()
+        raise ValueError(
+            f"{name}: {wrong.sum().item()} groups have a scale such as {worst:.3g}: "
+            f"must be above 0 and finite in {str(dtype).removeprefix('torch.')}"
+        )
 
 
 def to_codes(parts: torch.Tensor, scales: Scales) -> torch.Tensor:

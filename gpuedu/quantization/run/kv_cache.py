@@ -111,12 +111,23 @@ class QuantizedKVCache:
             raise ValueError(f"k, v of shapes {tuple(k.shape)}, {tuple(v.shape)}: must be the same, 4 axes")
         if k.shape[-1] % self.quantization.group:
             raise ValueError(f"group={self.quantization.group}: must divide head_dim={k.shape[-1]}")
+        held = self._layers[layer].new_keys
+        if held is not None and _but_tokens(k) != _but_tokens(held):
+            raise ValueError(
+                f"k, v of shape {tuple(k.shape)}: must have batch, kv_heads, head_dim {_but_tokens(held)}, "
+                "as the tokens before"
+            )
         return self._layers[layer].append(k, v)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of codes, scales, minima and the numbers that are not quantized."""
         return sum(layer.memory_bytes for layer in self._layers)
+
+
+def _but_tokens(k: torch.Tensor) -> tuple[int, int, int]:
+    """Batch, heads, head_dim."""
+    return k.shape[0], k.shape[1], k.shape[3]
 
 
 class _Layer:

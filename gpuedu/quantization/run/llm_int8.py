@@ -7,7 +7,7 @@ from torch import nn
 
 from gpuedu.checks import check_amount
 
-from .checks import check_floats
+from .checks import check_floats, wide
 from .int8 import int8_matmul, round_symmetric
 
 THRESHOLD = 6.0
@@ -90,9 +90,9 @@ class LLMInt8Linear(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])
         outlier = outlier_channels(tokens, self.threshold)
         integers, scale = round_symmetric(tokens.masked_fill(outlier, 0.0))
-        y = int8_matmul(integers, self.weight).to(x.dtype) * scale
+        y = int8_matmul(integers, self.weight).to(scale.dtype) * scale
         if outlier.any():
-            y = y + tokens[:, outlier] @ self.weight[:, outlier].to(x.dtype).T
+            y = y + wide(tokens[:, outlier]) @ self.weight[:, outlier].to(scale.dtype).T
         y = y * self.scale
         y = y if self.bias is None else y + self.bias
-        return y.view(*x.shape[:-1], -1)
+        return y.to(x.dtype).view(*x.shape[:-1], -1)

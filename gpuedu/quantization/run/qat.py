@@ -51,6 +51,7 @@ def straight_through(
     ([[0.0, 0.0, 2.0]], [[1.0, 1.0, 1.0]])
     """
     rounded = round_to_nearest(weight.detach(), bits, kind=kind, group=group).dequantize()
+    rounded = rounded.to(weight.dtype)
     return weight + (rounded - weight.detach())
 
 

@@ -29,7 +29,7 @@ def round_to_nearest(
     Returns
     -------
     QuantizedMatrix
-        Codes and scales.
+        Codes and scales; what is in half precision is computed in float32.
 
     Raises
     ------

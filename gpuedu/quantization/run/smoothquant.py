@@ -9,6 +9,7 @@ from torch import nn
 
 from ..plan.checks import check_number
 from ..plan.smoothing import SMALLEST
+from .checks import check_matrix, wide
 from .folding import fold
 
 
@@ -33,7 +34,7 @@ def smoothing_scale(peak: torch.Tensor, weights: Sequence[torch.Tensor], alpha: 
     Raises
     ------
     TypeError, ValueError
-        If ``alpha`` is outside 0 to 1, there are no weights, or a peak is not finite.
+        If ``alpha`` is outside 0 to 1, there are no weights, or a peak or a weight is not finite.
 
     References
     ----------
@@ -49,7 +50,9 @@ def smoothing_scale(peak: torch.Tensor, weights: Sequence[torch.Tensor], alpha: 
         raise ValueError("weights is empty: must hold at least one matrix")
     if not torch.isfinite(peak).all() or (peak < 0).any():
         raise ValueError("peak: must be finite and not negative")
-    largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0).clamp(min=SMALLEST)
+    for i, weight in enumerate(weights):
+        check_matrix(f"weights[{i}]", weight)
+    largest = torch.stack([wide(weight).abs().amax(0) for weight in weights]).amax(0).clamp(min=SMALLEST)
     return (peak.to(largest.dtype).pow(alpha) / largest.pow(1 - alpha)).clamp(min=SMALLEST)
 
 

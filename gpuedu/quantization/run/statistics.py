@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import check_floats, check_matrix
+from .checks import check_floats, check_matrix, wide
 
 NARROW = 512  # columns below which a Gram matrix is one product
 
@@ -48,7 +48,8 @@ def input_statistics(batches: torch.Tensor | Iterable[torch.Tensor]) -> InputSta
     Returns
     -------
     InputStatistics
-        Whose mean squared errors are over tokens, not sequences; the choice only scales the Hessian.
+        Whose mean squared errors are over tokens, not sequences; the choice only scales the Hessian. In
+        float32 at least.
 
     Raises
     ------
@@ -68,7 +69,7 @@ def input_statistics(batches: torch.Tensor | Iterable[torch.Tensor]) -> InputSta
     tokens = 0
     for i, batch in enumerate(batches):
         check_floats(f"batches[{i}]", batch)
-        x = batch.detach().reshape(-1, batch.shape[-1])
+        x = wide(batch.detach()).reshape(-1, batch.shape[-1])
         size = x.abs()
         parts = gram(x), size.sum(0), size.amax(0)
         if total is None:
@@ -122,4 +123,6 @@ def output_error(difference: torch.Tensor, hessian: torch.Tensor) -> float:
     9.0
     """
     check_matrix("difference", difference)
+    hessian = wide(hessian)
+    difference = difference.to(hessian.dtype)
     return ((difference @ hessian) * difference).sum().item() / (2 * len(difference))

@@ -18,28 +18,37 @@ from .structure import Reading, each_alone
 
 @torch.no_grad()
 def smooth_model(
-    model: nn.Module, statistics: Mapping[Reading, InputStatistics], alpha: float = 0.5
+    model: nn.Module,
+    statistics: Mapping[Reading, InputStatistics],
+    alpha: float = 0.5,
+    *,
+    pairs: Mapping[str, str] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Move outliers from activations to weights wherever a norm makes the input, in place.
 
     Parameters
     ----------
     model : torch.nn.Module
-        The function it computes stays the same, up to rounding.
+        The function it computes stays the same, up to rounding: a norm whose output has readers that cannot
+        take its scale (:class:`gpuedu.quantization.run.Reading`) is left alone.
     statistics : dict
         Of :func:`calibrate`.
     alpha : float
         Migration strength.
+    pairs : dict or None
+        End of a layer's name to that of the linear layer before it whose rows take the scale, as
+        ``{"down_proj": "up_proj"}`` where an elementwise product lies between them. That nothing else reads
+        the product is for the caller to know.
 
     Returns
     -------
     dict
-        The scale that each norm took.
+        The scale that each norm, or layer of ``pairs``, took.
 
     Raises
     ------
     ValueError
-        If no input of the model comes from a norm, or ``alpha`` is outside 0 to 1.
+        If there is no input to smooth, an end in ``pairs`` is that of none, or ``alpha`` is outside 0 to 1.
 
     Examples
     --------
@@ -48,13 +57,19 @@ def smooth_model(
     >>> list(smooth_model(model, calibrate(model, torch.randn(9, 4))))
     ['0']
     """
+    pairs = pairs or {}
+    sources = {group: _source(model, group, pairs) for group in statistics}
+    alone = [group.linears[0] for group in sources if group.source is None and len(group.linears) == 1]
+    for end in pairs:
+        if not any(name.endswith(end) for name in alone):
+            raise ValueError(f"pairs={pairs!r}: {end!r} must be the end of a layer behind no norm, alone")
     scales = {}
-    for reading, found in statistics.items():
-        if reading.source is not None:
-            linears = [model.get_submodule(name) for name in reading.linears]
-            scales[reading.source] = smooth(model.get_submodule(reading.source), linears, found.peak, alpha)
+    for group, source in sources.items():
+        if source is not None:
+            linears = [model.get_submodule(name) for name in group.linears]
+            scales[source] = smooth(model.get_submodule(source), linears, statistics[group].peak, alpha)
     if not scales:
-        raise ValueError("statistics: must hold at least one input that a norm makes")
+        raise ValueError("statistics: must hold at least one input that a norm makes for these layers alone")
     return scales
 
 
@@ -101,14 +116,19 @@ def fold_input_scales(
     >>> packable["1"].input_scale, torch.allclose(model(x), before, atol=1e-5)
     (None, True)
     """
-    folded = dict(matrices)
+    folded, places = dict(matrices), {}
     for group in groups:
+        if missing := set(group.linears) - set(folded):
+            raise ValueError(f"groups: {sorted(missing)} must be among the matrices")
+        if folded[group.linears[0]].input_scale is not None:
+            places[group] = _source(model, group, pairs or {})
+            if places[group] is None:
+                raise ValueError(
+                    f"{group.linears[0]}: its input scale must have a norm or a layer of pairs to go to"
+                )
+    for group, source in places.items():
         scale = folded[group.linears[0]].input_scale
-        if scale is None:
-            continue
-        source = group.source or _partner(group.linears, pairs or {})
-        before = model.get_submodule(source)
-        fold(before, [model.get_submodule(name) for name in group.linears], scale)
+        fold(model.get_submodule(source), [model.get_submodule(name) for name in group.linears], scale)
         for name in group.linears:
             folded[name] = replace(folded[name], input_scale=None)
         if source in folded:
@@ -117,13 +137,16 @@ def fold_input_scales(
     return folded
 
 
-def _partner(linears: tuple[str, ...], pairs: Mapping[str, str]) -> str:
-    """The layer whose rows take the scale of the only one of ``linears``."""
-    if len(linears) == 1:
+def _source(model: nn.Module, group: Reading, pairs: Mapping[str, str]) -> str | None:
+    """Who can take the scale of the input of ``group``: its norm, or the layer that ``pairs`` name for it."""
+    if group.source is None and len(group.linears) == 1:
         for end, other in pairs.items():
-            if linears[0].endswith(end):
-                return linears[0].removesuffix(end) + other
-    raise ValueError(f"{linears[0]}: its input scale must have a norm or a layer of pairs to go to")
+            if group.linears[0].endswith(end):
+                name = group.linears[0].removesuffix(end) + other
+                if not isinstance(dict(model.named_modules()).get(name), nn.Linear):
+                    raise ValueError(f"pairs={dict(pairs)!r}: {name} must be a linear layer")
+                return name
+    return group.source
 
 
 def replace_linears(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import sqrt
+from math import isfinite, isnan, sqrt
 from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
-from gpuedu.checks import check_count
+from gpuedu.checks import check_amount, check_count
 
 
 class Interval(NamedTuple):
@@ -24,7 +24,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     Raises
     ------
     ValueError
-        For no values, or a share outside 0 to 1.
+        For no values, one that is NaN, or a share outside 0 to 1.
 
     Examples
     --------
@@ -35,26 +35,51 @@ def percentile(values: Sequence[float], share: float) -> float:
         raise ValueError("values: must be at least one, are 0")
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}: must be from 0 to 1")
+    if any(map(isnan, values)):
+        raise ValueError("values: must be numbers, one is NaN, which has no place in an order")
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
+    if place == below or ordered[below] == ordered[above]:
+        return float(ordered[below])  # without a difference, which is NaN between infinite values
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
 def student_t(confidence: float, freedom: int) -> float:
     """Two-sided quantile of Student's t distribution.
 
+    Parameters
+    ----------
+    confidence : float
+        Share of the distribution between the quantile and its negative, above 0 and below 1.
+    freedom : int
+        Degrees of freedom, at least 1.
+
+    Returns
+    -------
+    float
+        The quantile.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a confidence or degrees of freedom out of range.
+
     Notes
     -----
     By the Cornish-Fisher expansion from the normal quantile, Abramowitz and Stegun 26.7.5; within 0.1 % at
-    9 degrees of freedom and more.
+    9 degrees of freedom and more. For a confidence of 0.95 it is 0.7 % low at 2 degrees, and 11 % at 1.
 
     Examples
     --------
     >>> round(student_t(0.95, 19), 3)
     2.093
     """
+    check_amount("confidence", confidence, positive=True)
+    if confidence >= 1:
+        raise ValueError(f"confidence={confidence}: must be below 1, it is a share")
+    check_count("freedom", freedom)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     n = freedom
     g1 = (z**3 + z) / 4
@@ -76,13 +101,13 @@ def batch_interval(
     Parameters
     ----------
     values : sequence of float
-        In order of time, warm-up removed; at least two a batch.
+        In order of time, warm-up removed; finite, at least two a batch.
     statistic : callable
         The mean by default; ``lambda values: percentile(values, 0.99)`` for the 99th percentile.
     batches : int
         Stretches into which the series is cut, at least 10.
     confidence : float
-        Of the interval.
+        Of the interval, above 0 and below 1.
 
     Returns
     -------
@@ -91,8 +116,8 @@ def batch_interval(
 
     Raises
     ------
-    ValueError
-        For too few values.
+    TypeError, ValueError
+        For too few values, one that is not finite, or batches or a confidence out of range.
 
     Notes
     -----
@@ -109,6 +134,10 @@ def batch_interval(
     size = len(values) // batches
     if size < 2:
         raise ValueError(f"values: {len(values)}, must be at least {2 * batches} for {batches} batches")
+    if not all(map(isfinite, values)):
+        raise ValueError(
+            f"values: must be finite, {next(x for x in values if not isfinite(x))} is among them"
+        )
     parts = [statistic(values[i * size : (i + 1) * size]) for i in range(batches)]
     half = student_t(confidence, batches - 1) * stdev(parts) / sqrt(batches)
     estimate = statistic(values)

@@ -12,6 +12,8 @@ from gpuedu.checks import check_amount, check_count
 from .records import RequestLog
 from .statistics import percentile
 
+NANOSECOND_S = 1e-9  # differences of times are no more exact than that
+
 
 @dataclass(frozen=True)
 class SLO:
@@ -127,10 +129,11 @@ def after_warmup(log: RequestLog, seconds: float) -> RequestLog:
 
 
 def slo_attainment(log: RequestLog, slo: SLO) -> float:
-    """Share of the requests that keep the objective, both parts of it."""
+    """Share of the requests that keep the objective, both parts of it, to the nanosecond."""
     _check_not_empty(log)
     good = sum(
-        record.ttft_s <= slo.ttft_s and (record.output_tokens == 1 or record.tpot_s <= slo.tpot_s)
+        record.ttft_s <= slo.ttft_s + NANOSECOND_S
+        and (record.output_tokens == 1 or record.tpot_s <= slo.tpot_s + NANOSECOND_S)
         for record in log
     )
     return good / len(log)
@@ -143,20 +146,28 @@ def goodput_per_gpu(log: RequestLog, slo: SLO, gpus: int) -> float:
 
 
 def backlog_growth(log: RequestLog) -> float:
-    """Share of the arrivals of the second half that the backlog grew by: 0 when the server keeps up.
+    """Share of the arrivals of the second half by which the queue grew: 0 when the server keeps up.
+
+    Raises
+    ------
+    ValueError
+        If all came at once: then there is no second half.
 
     Notes
     -----
-    A server that is offered rho times what it can serve answers 1 / rho of it, and the rest piles up: the
-    growth tends to ``1 - 1 / rho``. Below rho = 1 it tends to 0, and for a finite log it is noise around it.
+    The queue are those who have come and not begun. A server that is offered rho times what it can serve
+    begins 1 / rho of it, and the rest piles up: the growth tends to ``1 - 1 / rho``. Below rho = 1 it tends
+    to 0, and for a finite log it is noise around it.
     """
     _check_not_empty(log)
-    arrivals, finishes = sorted(log.arrival_s), sorted(log.finish_s)
+    arrivals, starts = sorted(log.arrival_s), sorted(log.start_s)
     last = arrivals[-1]
     middle = (arrivals[0] + last) / 2
     came = len(arrivals) - bisect_right(arrivals, middle)
-    went = bisect_right(finishes, last) - bisect_right(finishes, middle)
-    return (came - went) / came if came else 0.0
+    if came == 0:
+        raise ValueError(f"log: all {len(log)} came at once, must come over time to have a steady state")
+    began = bisect_right(starts, last) - bisect_right(starts, middle)
+    return (came - began) / came
 
 
 def require_steady_state(log: RequestLog, tolerance: float = 0.05) -> None:
@@ -165,7 +176,8 @@ def require_steady_state(log: RequestLog, tolerance: float = 0.05) -> None:
     Raises
     ------
     ValueError
-        If the backlog grew by more than ``tolerance`` of the arrivals, saying how much was offered.
+        If the queue grew by more than ``tolerance`` of the arrivals, saying how much was offered; or if all
+        came at once.
 
     Examples
     --------
@@ -175,12 +187,12 @@ def require_steady_state(log: RequestLog, tolerance: float = 0.05) -> None:
     >>> require_steady_state(RequestLog(map(late, range(1000))))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    ValueError: log: offered 2.0 times what was served, the backlog grew by 0.50 of the arrivals; ...
+    ValueError: log: offered 2.0 times what was served, the queue grew by 0.50 of the arrivals; ...
     """
     growth = backlog_growth(log)
     if growth > tolerance:
         offered = 1 / (1 - growth) if growth < 1 else float("inf")
         raise ValueError(
-            f"log: offered {offered:.1f} times what was served, the backlog grew by {growth:.2f} of the "
+            f"log: offered {offered:.1f} times what was served, the queue grew by {growth:.2f} of the "
             "arrivals; must have a utilization below 1 for a steady state"
         )

@@ -17,6 +17,9 @@ from .express import is_express, run_express
 from .replica import TICKS, Iterations, Replica, Usage, to_ticks
 from .routing import RoundRobin, Router
 
+LATEST_S = 4e6
+"""Arrivals are no later: times are kept as whole picoseconds in 64 bits, and serving takes its time."""
+
 _END, _ASK = 0, 2  # at one tick: decisions end, then requests arrive, then new decisions are made
 
 
@@ -61,7 +64,8 @@ def simulate(
     replicas : sequence of Replica
         New ones: a replica serves one simulation.
     router : Router, optional
-        Who gets which request; one after the other by default.
+        Who gets which request; one after the other by default. Some count on from one simulation to the
+        next: give each a new one.
     closed_loop : ClosedLoop, optional
         Its users ask the requests in the order given, each after the answer to the last.
     seed : int
@@ -78,14 +82,15 @@ def simulate(
     Raises
     ------
     ValueError
-        For no replica, no request, ids that are not unlike, a request that cannot be served, and a
-        replica that has been used.
+        For no replica, no request, ids that are not unlike, a request that cannot be served or comes after
+        46 days, a replica that has been used, and replicas that share a scheduler or a KV cache.
 
     Notes
     -----
     Time is a whole number of picoseconds, so ties are ties. At one tick decisions end first, then requests
     arrive, then new decisions are made: a request that comes while an iteration runs takes part in the
-    next one, as in vLLM.
+    next one, as in vLLM. Tokens are seen as they are made, except in a static batch that responds late: its
+    first tokens come with the whole answers.
 
     A decision holds until somebody is finished, blocks run out, or a request arrives that changes it; an
     iteration's time is a straight line in the context, and so the end of any number of iterations is a
@@ -126,8 +131,16 @@ def _check(requests: Items[Request], replicas: Items[Replica]) -> None:
         raise ValueError("requests: must have ids that differ")
     if len(set(map(id, replicas))) != len(replicas):
         raise ValueError("replicas: must be objects of their own")
+    if len({id(replica.scheduler) for replica in replicas}) != len(replicas):
+        raise ValueError("replicas: must have schedulers of their own")
+    caches = [id(replica.scheduler.kv) for replica in replicas if replica.scheduler.kv is not None]
+    if len(set(caches)) != len(caches):
+        raise ValueError("replicas: must have KV caches of their own")
     if any(replica.usage.decisions or replica.outstanding for replica in replicas):
         raise ValueError("replicas: must be new, one has served before")
+    latest = max(request.arrival_s for request in requests)
+    if latest > LATEST_S:
+        raise ValueError(f"arrival_s={latest}: must be at most {LATEST_S:g} s; count from the first arrival")
 
 
 class _Run:
@@ -187,7 +200,7 @@ class _Run:
             request.output_tokens,
             token_ids=_tokens(request, index),
             priority=request.priority,
-            arrival=request.arrival_s,
+            arrival=now / TICKS,
             client=request.client,
             predicted_tokens=request.predicted_output_tokens,
         )
@@ -251,11 +264,10 @@ class _Run:
 
     def _end(self, now: int, number: int, replica: Replica) -> None:
         """A decision has been carried out."""
-        decision, usage, outstanding = replica.decision, replica.usage, replica.outstanding
-        busy = usage.busy_ticks
+        decision, outstanding, kv_usage = replica.decision, replica.outstanding, 0.0
+        if self.iterations is not None:
+            kv_usage = replica.kv_usage()
         finished = replica.finish(now)
-        kv = replica.scheduler.kv
-        usage.kv_ticks += (usage.busy_ticks - busy) * (0.0 if kv is None else kv.usage)
         for sequence, _ in decision.chunks:
             if sequence.decoding:
                 self._produce(sequence.record, now, replica)
@@ -263,7 +275,7 @@ class _Run:
             replica.count_until(now)
             self._depart(finished, now, replica)
         if self.iterations is not None:
-            self._record(now, number, replica, outstanding)
+            self._record(now, number, replica, outstanding, kv_usage)
         replica.decision = None
 
     def _produce(self, index: int, now: int, replica: Replica) -> None:
@@ -285,6 +297,8 @@ class _Run:
             longest = replica.gaps.longest_after(self.joined[index])
             if longest > self.worst[index]:
                 self.worst[index] = longest
+            if replica.answers_at_the_end:
+                self.first[index], self.worst[index] = now, 0
             replica.outstanding -= 1
             replica.outstanding_tokens -= sequence.prompt_tokens + sequence.max_tokens
             if self.thinking is not None:
@@ -324,8 +338,8 @@ class _Run:
 
     # What is kept
 
-    def _record(self, now: int, number: int, replica: Replica, outstanding: int) -> None:
-        rows, decision, kv = self.iterations, replica.decision, replica.scheduler.kv
+    def _record(self, now: int, number: int, replica: Replica, outstanding: int, kv_usage: float) -> None:
+        rows, decision = self.iterations, replica.decision
         rows.replica.append(number)
         rows.start_s.append(replica.start / TICKS)
         rows.end_s.append(now / TICKS)
@@ -335,7 +349,7 @@ class _Run:
         rows.padding.append(decision.padding)
         rows.context_tokens.append(decision.context_tokens)
         rows.waiting.append(outstanding - len(decision.decodes) - len(decision.chunks))
-        rows.kv_usage.append(0.0 if kv is None else kv.usage)
+        rows.kv_usage.append(kv_usage)
 
     def log(self) -> SimulationLog:
         """Everything in seconds."""

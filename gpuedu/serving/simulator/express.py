@@ -32,7 +32,8 @@ def is_express(requests: Items[Request], replicas: Items[Replica]) -> bool:
     longest = max(request.prompt_tokens + request.output_tokens for request in requests)
     blocks = config.max_num_seqs * -(-longest // kv.block_size)
     return (
-        config.max_num_seqs * prompt <= config.max_num_batched_tokens
+        config.enable_chunked_prefill
+        and config.max_num_seqs * prompt <= config.max_num_batched_tokens
         and blocks <= (1 - config.watermark) * kv.num_free_blocks
         and not 0 < config.long_prefill_token_threshold < prompt
     )
@@ -47,7 +48,7 @@ def run_express(requests: Items[Request], replica: Replica) -> RequestLog:
     iteration that begins when it has come and has a place; if the replica is idle, at once.
     """
     step = to_ticks(replica.step_cost.iteration_s)
-    order = sorted(range(len(requests)), key=lambda index: requests[index].arrival_s)
+    order = sorted(range(len(requests)), key=lambda index: to_ticks(requests[index].arrival_s))
     places = [0] * replica.scheduler.config.max_num_seqs
     zeros = bytes(8 * len(requests))
     arrivals, starts, firsts, ends = (array("d", zeros) for _ in range(4))
@@ -78,12 +79,27 @@ def run_express(requests: Items[Request], replica: Replica) -> RequestLog:
         ends[index] = end / TICKS
         outputs[index] = output
     usage.slot_ticks = tokens * step
+    kv = replica.scheduler.kv
+    blocks = sum(_blocks(request, kv.block_size) for request in requests)
+    usage.kv_ticks = blocks * step / kv.num_blocks
     usage.in_system_ticks = in_system
     usage.iterations = usage.busy_ticks // step
     usage.decisions = len(requests)
     usage.prompt_tokens = sum(request.prompt_tokens for request in requests)
     usage.output_tokens = tokens
     return _log(requests, arrivals, starts, firsts, ends, outputs, step / TICKS)
+
+
+def _blocks(request: Request, block_size: int) -> int:
+    """Blocks that a request has, summed over its iterations: from its prompt to its last token but one."""
+    before, last = request.prompt_tokens - 1, request.prompt_tokens + request.output_tokens - 1
+    return _blocks_up_to(last, block_size) - _blocks_up_to(before, block_size)
+
+
+def _blocks_up_to(tokens: int, block_size: int) -> int:
+    """Sum of ceil(t / block_size) for t from 1 to ``tokens``."""
+    full, rest = divmod(tokens, block_size)
+    return block_size * full * (full + 1) // 2 + rest * (full + 1)
 
 
 def _log(

@@ -55,11 +55,15 @@ def roofline_utilization(
     Returns
     -------
     float
-        0 to 1: twice the parameters a token visits for every token computed, prompts and outputs, and
-        attention left out, as in the usual definition of model FLOPs utilization.
+        0 to 1: twice the parameters a token visits for every token that had to be computed, prompts and
+        outputs, and attention left out, as in the usual definition of model FLOPs utilization. What a cache
+        knew, what was computed again after a preemption, and an answer's last token, which nobody feeds
+        back, do not count.
     """
     check_count("gpus", gpus)
-    tokens = sum(usage.prompt_tokens + usage.output_tokens for usage in log.usage)
+    requests = log.requests
+    tokens = sum(requests.prompt_tokens) - sum(requests.cached_tokens)
+    tokens += sum(requests.output_tokens) - len(requests)
     seconds = log.end_s - min(log.requests.arrival_s)
     return 2 * model.active_parameters() * tokens / (seconds * gpu.peak(dtype) * gpus * len(log.usage))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from gpuedu.continuous_batching.plan import Decision, Scheduler, Sequence
+from gpuedu.paged_attention.plan.counting import BlockCounter
 from gpuedu.serving.step_cost import StepCost
 
 TICKS = 10**12
@@ -32,7 +33,7 @@ class Usage:
     padding_ticks : int
         Time summed over the rows that computed for nobody.
     kv_ticks : float
-        Time summed over the share of the KV cache in use.
+        Time summed over the share of the KV cache in use; within a leap it is taken to grow evenly.
     in_system_ticks : int
         Time summed over the requests waiting or running.
     iterations, decisions, prompt_tokens, output_tokens, preemptions : int
@@ -119,6 +120,8 @@ class Replica:
         """Requests waiting or running."""
         self.outstanding_tokens = 0
         """Prompt and output tokens of those, all of each."""
+        self.answers_at_the_end = not getattr(scheduler, "respond_early", True)
+        """Whether nobody sees a token before the whole answer: a static batch that responds late."""
         self.usage = Usage()
         self.gaps = Gaps()
         self.decision: Decision | None = None
@@ -132,6 +135,7 @@ class Replica:
         self._growth = 0  # ticks by which each is longer than the one before
         self._lines: dict[int, tuple[int, int]] = {}  # by rows, where the line has no end
         self.fruitless = 0  # preemptions since somebody produced a token
+        self._kv_usage = 0.0  # in the decision's first iteration
 
     def begin(self, now: int, leap: bool) -> bool:
         """Ask for a decision and price it; False if there is nothing to do."""
@@ -142,6 +146,7 @@ class Replica:
             self.decision = None
             return False
         self.decision = decision
+        self._kv_usage = 0.0 if self.scheduler.kv is None else self.scheduler.kv.usage
         self.start = now
         self.steps = decision.steps if leap else 1
         self._price(decision)
@@ -171,6 +176,8 @@ class Replica:
         if swapped:
             self._first += to_ticks(self.step_cost.swap_seconds(swapped))
             self.steps = 1
+        if self._growth < 0:  # a table that falls: not beyond where it would reach 0
+            self.steps = min(self.steps, max(1, -(-self._first // -self._growth)))
         if self._first <= 0:
             raise ValueError(f"step_cost={self.step_cost!r}: must take longer than a picosecond")
 
@@ -222,13 +229,21 @@ class Replica:
         self.steps = low
         return sooner
 
+    def kv_usage(self) -> float:
+        """Share of the KV cache in use over the decision under way, on average."""
+        kv = self.scheduler.kv
+        if self.steps == 1 or not isinstance(kv, BlockCounter):
+            return self._kv_usage
+        return self._kv_usage + kv.blocks_for_iterations(self.steps - 1) / kv.num_blocks / 2
+
     def finish(self, now: int) -> list[Sequence]:
         """The decision is carried out; returns who is finished."""
         decision, steps, usage = self.decision, self.steps, self.usage
+        elapsed = now - self.start
+        usage.kv_ticks += elapsed * self.kv_usage()
         finished = self.scheduler.update(decision, steps)
         usage.decisions += 1
         usage.iterations += steps
-        elapsed = now - self.start
         usage.busy_ticks += elapsed
         rows = len(decision.decodes)
         usage.slot_ticks += elapsed * (rows + len(decision.chunks))
@@ -237,7 +252,7 @@ class Replica:
         elif decision.padding:
             usage.padding_ticks += elapsed * decision.padding
         usage.output_tokens += rows * steps
-        self.gaps.push(usage.decisions, self._first + self._growth * (steps - 1))
+        self.gaps.push(usage.decisions, self._first + max(0, self._growth * (steps - 1)))
         return finished
 
     def count_until(self, now: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpuedu.checks import check_amount, check_count
 from gpuedu.hardware import DTYPE_BYTES, GPU
+from gpuedu.prefill_decode.cost import check_dtype, check_tensor_parallel
 from gpuedu.transformer import Transformer
 
 
@@ -33,7 +34,7 @@ def kv_cache_blocks(
     dtype, kv_dtype : str
         Of weights and activations, and of the cache.
     tensor_parallel : int
-        GPUs of the replica.
+        GPUs of the replica, among which heads, FFN and vocabulary are divided.
 
     Returns
     -------
@@ -42,8 +43,9 @@ def kv_cache_blocks(
 
     Raises
     ------
-    ValueError
-        If weights and activations leave no room for one block.
+    TypeError, ValueError
+        For a count or a share out of range, an unknown dtype, heads that cannot be divided, or if weights
+        and activations leave no room for one block.
 
     Notes
     -----
@@ -62,7 +64,9 @@ def kv_cache_blocks(
     """
     check_count("block_size", block_size)
     check_count("max_num_batched_tokens", max_num_batched_tokens)
-    check_count("tensor_parallel", tensor_parallel)
+    check_dtype("dtype", dtype)
+    check_dtype("kv_dtype", kv_dtype)
+    check_tensor_parallel(model, tensor_parallel)
     check_amount("memory_utilization", memory_utilization, positive=True)
     if memory_utilization > 1:
         raise ValueError(f"memory_utilization={memory_utilization}: must be at most 1")

@@ -89,7 +89,7 @@ def fit_step_cost(measured: Sequence[Iteration], *, rounds: int = 5000) -> Linea
     Returns
     -------
     LinearStepCost
-        That minimizes the sum of squared errors *relative to the fit*, no coefficient below 0.
+        No coefficient below 0; each iteration's error counts in proportion to the fitted seconds.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def fit_step_cost(measured: Sequence[Iteration], *, rounds: int = 5000) -> Linea
     Errors relative to the *measured* seconds would make slow outliers count less than fast ones, and the
     fit too fast, by about twice the squared coefficient of variation: on a machine whose times vary by 25 %,
     an eighth. So the weights come from the fit before, a few times over (iteratively reweighted least
-    squares).
+    squares; the fixed point is that of a quasi-likelihood with a constant coefficient of variation).
 
     Examples
     --------

@@ -13,6 +13,7 @@ from gpuedu.prefill_decode.cost import (
     Efficiency,
     Operation,
     attention_operation,
+    check_dtype,
     linear_operations,
 )
 from gpuedu.transformer import Transformer
@@ -44,13 +45,20 @@ class RooflineStepCost:
     block_size : int
         Tokens in a block, for swapping.
     host_bandwidth : float
-        Bytes a second between host and GPU, for swapping.
+        Bytes a second between host and each GPU, for swapping.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a figure out of range, an unknown dtype or one that the GPU has no peak for, heads that cannot
+        be divided, a missing ``link``, and a model with MLA or MoE.
 
     Notes
     -----
     With D sequences decoding at C tokens of context in all, attention takes time proportional to C + D
     and everything else depends on D alone: an iteration is a straight line in C. Operations do not
-    overlap with each other, nor communication with operations.
+    overlap with each other, nor communication with operations. A KV head that several GPUs keep is swapped
+    by each of them.
 
     Examples
     --------
@@ -78,6 +86,8 @@ class RooflineStepCost:
         check_amount("host_bandwidth", self.host_bandwidth, positive=True)
         check_count("block_size", self.block_size)
         check_count("tensor_parallel", self.tensor_parallel)
+        check_dtype("dtype", self.dtype)
+        check_dtype("kv_dtype", self.kv_dtype)
         if self.tensor_parallel > 1 and self.link is None:
             raise ValueError(f"link=None: must be given for tensor_parallel={self.tensor_parallel}")
         object.__setattr__(self, "_prices", self._attention_prices())
@@ -144,6 +154,7 @@ class RooflineStepCost:
         return Line(self._weights(decodes, decodes) + at_zero, slope)
 
     def swap_seconds(self, blocks: int) -> float:
-        """Seconds to move blocks between host and GPU."""
-        per_token = self.model.kv_cache_bytes_per_token(DTYPE_BYTES[self.kv_dtype]) / self.tensor_parallel
+        """Seconds to move blocks between host and GPUs, all of which do so at once."""
+        parts = min(self.tensor_parallel, self.model.kv_heads)
+        per_token = self.model.kv_cache_bytes_per_token(DTYPE_BYTES[self.kv_dtype]) / parts
         return blocks * self.block_size * per_token / self.host_bandwidth

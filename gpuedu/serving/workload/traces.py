@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta
-from math import inf
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+
+from gpuedu.checks import check_count
 
 from .request import Request
 
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 BURSTGPT_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
+
+Row = tuple[float, int, int]  # microseconds, tokens of prompt and answer
+RowReader = Callable[[dict[str, str]], Row | None]
 
 
 def read_azure(source: str | Path | Iterable[str]) -> list[Request]:
@@ -21,7 +25,8 @@ def read_azure(source: str | Path | Iterable[str]) -> list[Request]:
     Parameters
     ----------
     source : Path or iterable of str
-        A CSV file with the columns ``TIMESTAMP,ContextTokens,GeneratedTokens``, or its lines.
+        A CSV file with the columns ``TIMESTAMP,ContextTokens,GeneratedTokens``, or its lines. Times may
+        have a UTC offset, all of them or none; with offsets, instants are compared.
 
     Returns
     -------
@@ -31,7 +36,9 @@ def read_azure(source: str | Path | Iterable[str]) -> list[Request]:
     Raises
     ------
     ValueError
-        For a missing column, or a row that has no time or no positive token counts; with its line number.
+        For a missing or repeated column, or a row that has more or fewer fields than the header, a date
+        without a time, a UTC offset unlike the rows before it, or no positive token counts; with its line
+        number.
 
     Examples
     --------
@@ -41,11 +48,16 @@ def read_azure(source: str | Path | Iterable[str]) -> list[Request]:
     4.314579
     """
 
-    def row(fields: dict[str, str]) -> tuple[float, int, int]:
-        time = datetime.fromisoformat(fields["TIMESTAMP"].strip())
-        since = time - datetime.min.replace(tzinfo=time.tzinfo)
+    offsets = set()
+
+    def row(fields: dict[str, str]) -> Row:
+        time = _time(fields["TIMESTAMP"])
+        offsets.add(time.tzinfo is not None)
+        if len(offsets) > 1:
+            raise ValueError("TIMESTAMP: must have a UTC offset in every row or in none")
+        since = time - datetime(1, 1, 1, tzinfo=UTC if time.tzinfo else None)
         microseconds = since // timedelta(microseconds=1)
-        return microseconds, int(fields["ContextTokens"]), int(fields["GeneratedTokens"])
+        return microseconds, _count(fields, "ContextTokens"), _count(fields, "GeneratedTokens")
 
     return _read_csv(source, AZURE_COLUMNS, row)
 
@@ -69,14 +81,17 @@ def read_burstgpt(source: str | Path | Iterable[str], *, skip_failed: bool = Fal
     Raises
     ------
     ValueError
-        For a missing column or a malformed row, with its line number.
+        For a missing or repeated column, or a malformed row, also one that would be left out; with its
+        line number.
     """
 
-    def row(fields: dict[str, str]) -> tuple[float, int, int] | None:
-        answer = int(fields["Response tokens"])
+    def row(fields: dict[str, str]) -> Row | None:
+        microseconds = _finite("Timestamp", float(fields["Timestamp"])) * 1e6
+        prompt, answer = _count(fields, "Request tokens"), _count(fields, "Response tokens")
         if answer == 0 and skip_failed:
+            check_count("Request tokens", prompt, 0)
             return None
-        return float(fields["Timestamp"]) * 1e6, int(fields["Request tokens"]), answer
+        return microseconds, prompt, answer
 
     return _read_csv(source, BURSTGPT_COLUMNS, row)
 
@@ -98,7 +113,7 @@ def read_mooncake(source: str | Path | Iterable[str]) -> list[Request]:
     Raises
     ------
     ValueError
-        For a malformed row, with its line number.
+        For a row that is no such object, with its line number.
     """
     rows = []
     name, lines = _lines(source)
@@ -106,22 +121,42 @@ def read_mooncake(source: str | Path | Iterable[str]) -> list[Request]:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
-            hash_ids = tuple(fields["hash_ids"])
-            if not all(isinstance(value, int) for value in hash_ids):
-                raise ValueError("hash_ids must be ints")
-            rows.append(
-                (
-                    fields["timestamp"] * 1000,
-                    fields["input_length"],
-                    fields["output_length"],
-                    number,
-                    hash_ids,
-                )
-            )
+            rows.append((*_mooncake_row(json.loads(line)), number))
         except (ValueError, KeyError, TypeError) as error:
             raise _malformed(name, number, line, error) from None
     return _requests(name, rows)
+
+
+def _mooncake_row(fields: object) -> tuple[float, int, int, tuple[int, ...]]:
+    if not isinstance(fields, dict):
+        raise TypeError("must be a JSON object")
+    time, hash_ids = fields["timestamp"], fields["hash_ids"]
+    if type(time) not in (int, float):
+        raise TypeError(f"timestamp={time!r}: must be a number of milliseconds")
+    if type(hash_ids) is not list or not all(type(value) is int for value in hash_ids):
+        raise TypeError(f"hash_ids={hash_ids!r}: must be a list of ints")
+    return _finite("timestamp", time) * 1000, fields["input_length"], fields["output_length"], tuple(hash_ids)
+
+
+def _time(text: str) -> datetime:
+    try:
+        date.fromisoformat(text.strip())
+    except ValueError:
+        return datetime.fromisoformat(text.strip())
+    raise ValueError(f"TIMESTAMP={text!r}: must have a time, has a date alone")
+
+
+def _finite(name: str, time: float) -> float:
+    if not abs(time) < 1e300:
+        raise ValueError(f"{name}={time}: must be finite, below 1e300")
+    return time
+
+
+def _count(fields: dict[str, str], column: str) -> int:
+    try:
+        return int(fields[column])
+    except ValueError:
+        raise ValueError(f"{column}={fields[column]!r}: must be a whole number") from None
 
 
 def _lines(source: str | Path | Iterable[str]) -> tuple[str, list[str]]:
@@ -135,37 +170,46 @@ def _malformed(name: str, number: int, line: object, error: Exception) -> ValueE
     return ValueError(f"{name}, line {number}: {line!r}: {reason}")
 
 
-def _read_csv(
-    source: str | Path | Iterable[str],
-    columns: tuple[str, ...],
-    row: Callable[[dict[str, str]], tuple[float, int, int] | None],
-) -> list[Request]:
+def _read_csv(source: str | Path | Iterable[str], columns: tuple[str, ...], row: RowReader) -> list[Request]:
     name, lines = _lines(source)
-    reader = csv.DictReader(lines)
-    missing = [column for column in columns if column not in (reader.fieldnames or ())]
-    if missing:
-        raise ValueError(f"{name}, line 1: {lines[:1]}: has no column {', '.join(missing)}")
+    reader = csv.DictReader(lines, strict=True)
     rows = []
-    for fields in reader:
-        try:
-            values = row(fields)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise _malformed(name, reader.line_num, list(fields.values()), error) from None
-        if values is not None:
-            rows.append((*values, reader.line_num, ()))
+    try:
+        _check_header(name, reader.fieldnames or [], columns)
+        for fields in reader:
+            values = _csv_row(name, lines, reader.line_num, fields, row)
+            if values is not None:
+                rows.append((*values, (), reader.line_num))
+    except csv.Error as error:
+        raise ValueError(f"{name}, line {reader.reader.line_num}: {error}") from None
     return _requests(name, rows)
 
 
+def _csv_row(name: str, lines: list[str], number: int, fields: dict, row: RowReader) -> Row | None:
+    try:
+        if None in fields or None in fields.values():  # where DictReader puts what is over and what lacks
+            raise ValueError("must have as many fields as the header")
+        return row(fields)
+    except ValueError as error:
+        raise _malformed(name, number, lines[number - 1], error) from None
+
+
+def _check_header(name: str, header: list[str], columns: tuple[str, ...]) -> None:
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise ValueError(f"{name}, line 1: {header}: has no column {', '.join(missing)}")
+    repeated = sorted({column for column in header if header.count(column) > 1})
+    if repeated:
+        raise ValueError(f"{name}, line 1: {header}: has a column twice: {', '.join(repeated)}")
+
+
 def _requests(name: str, rows: list[tuple]) -> list[Request]:
-    """Requests in order of arrival; each row is (microseconds, prompt, output, line number, hash ids)."""
+    """Requests in order of arrival; each row is (microseconds, prompt, output, hash ids, line number)."""
     if not rows:
         raise ValueError(f"{name}: has no requests")
-    for microseconds, *_, number, _ids in rows:
-        if not abs(microseconds) < inf:
-            raise ValueError(f"{name}, line {number}: timestamp: must be finite")
     start = min(row[0] for row in rows)
     requests = []
-    for microseconds, prompt, output, number, hash_ids in sorted(rows, key=lambda row: row[0]):
+    for microseconds, prompt, output, hash_ids, number in sorted(rows, key=lambda row: row[0]):
         try:
             arrival_s = (microseconds - start) / 1e6
             requests.append(Request(len(requests), arrival_s, prompt, output, hash_ids=hash_ids))

@@ -16,6 +16,7 @@ from gpuedu.transformer import MODELS
 MEASURED_GAIN = Path(__file__).resolve().parents[4] / "measurements" / "batching_gain.json"
 SLOTS = 8
 LONG_PROMPT = 4000
+PLACES, RATE = 32, 6.0
 LOW, HIGH = 1.0, 40.0
 CHAT, CODE = TRAFFIC["azure_conversation"], TRAFFIC["azure_code"]
 H100 = RooflineStepCost(MODELS["llama-3-8b"], GPUS["H100-SXM"], MEASURED["H100-SXM"], overhead_s=0.002)
@@ -30,7 +31,7 @@ def served(rate: float, budget: int = 2048) -> Point:
         prompt=CHAT.prompt,
         output=CHAT.output,
         step_cost=H100,
-        max_num_seqs=32,
+        max_num_seqs=PLACES,
         max_num_batched_tokens=budget,
         max_model_len=16_384,
         requests=400,
@@ -50,8 +51,10 @@ def c43() -> dict[str, object]:
 
 def c44() -> dict[str, object]:
     """Slots in use at low and at high load, and what a long prompt does to the others' worst wait."""
-    whole, chunked = (served(6.0, budget) for budget in (16_384, 512))
+    whole, chunked = (served(RATE, budget) for budget in (8_192, 512))
     return {
+        "places": PLACES,
+        "rate": f"{RATE:.0f}",
         "low": percent(served(LOW).slot_occupancy),
         "high": percent(served(HIGH).slot_occupancy),
         "low_rate": f"{LOW:.0f}",

@@ -13,10 +13,10 @@ from gpuedu.flash_attention.cost import (
     work,
 )
 from gpuedu.flash_attention.plan import AttentionShape, Tiles
-from gpuedu.hardware import GPUS
+from gpuedu.hardware import DTYPE_BYTES, GPUS
 from gpuedu.transformer import MODELS
 
-A100 = GPUS["A100-40GB"]
+A100, LARGE = GPUS["A100-40GB"], GPUS["A100-80GB"]
 TILES = Tiles(64, 384)
 
 
@@ -27,7 +27,8 @@ def c32() -> dict[str, object]:
         sum(work(p, GPT2_MEDIUM, TILES).matmul_flops for p in (name, f"{name}_backward"))
         for name in ("version_1", "standard")
     ]
-    standard, tiled = (extra_elements(p, GPT2_MEDIUM, TILES) for p in ("standard", "version_2"))
+    scores = extra_elements("standard", GPT2_MEDIUM, TILES) * DTYPE_BYTES["fp16"]  # S and P
+    kept = extra_elements("version_2", GPT2_MEDIUM, TILES) * DTYPE_BYTES["fp32"]  # LSE
     wide = AttentionShape(1024, 1024, 128, heads=8, batch=64)
     small = [traffic(p, wide, Tiles(16, 16)).nbytes(2) for p in ("version_1", "standard")]
     return {
@@ -36,7 +37,9 @@ def c32() -> dict[str, object]:
         "standard_gb": f"{rows['standard'].hbm_gb:.1f}",
         "flash_gb": f"{rows['version_1'].hbm_gb:.2f}",
         "more_flops": f"{100 * (flops[0] / flops[1] - 1):.0f}",
-        "memory_ratio": f"{standard / tiled:,.0f}",
+        "scores_gb": f"{scores / 1e9:.2f}",
+        "kept_mb": f"{kept / 1e6:.2f}",
+        "memory_ratio": f"{scores / kept:,.0f}",
         "block": 16,
         "worse": f"{small[0] / small[1]:.1f}",
     }
@@ -50,8 +53,12 @@ def c33() -> dict[str, object]:
     split = attention_time("split_kv", decode, tile, A100, splits=splits)
     bytes_ratio = traffic("version_2", decode, tile).nbytes(2) / traffic("standard", decode, tile).nbytes(2)
     shares = {n: f"{100 * _share(n):.0f}" for n in (512, 4096, 65536)}
+    large = attention_time("version_2", decode, tile, LARGE)
     return {
         "gpu": "A100",
+        "card": A100.name,
+        "large_card": LARGE.name,
+        "large_us": f"{1e6 * large:,.0f}",
         "model": "Llama 2 7B",
         "keys": f"{decode.keys:,}",
         "alone_us": f"{1e6 * alone:,.0f}",

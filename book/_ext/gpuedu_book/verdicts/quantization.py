@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from gpuedu.hardware import GPUS
 from gpuedu.quantization.cost import PRODUCT_GAINS, decode_step, linear_bytes, prefill, weight_bytes
@@ -13,7 +16,9 @@ from gpuedu.transformer import MODELS
 
 MODEL = MODELS["llama-3-8b"]
 CONTEXT, BATCH, PROMPT = 2048, 256, 2048
-RESULTS = Path(__file__).resolve().parents[4] / "benchmarks" / "results" / "quantization.json"
+ROOT = Path(__file__).resolve().parents[4]
+RESULTS = ROOT / "benchmarks" / "results" / "quantization.json"
+STUDY = ROOT / "measurements" / "quantization_perplexity.json"
 
 
 def times(value: float) -> str:
@@ -97,33 +102,57 @@ def c38() -> dict[str, object]:
 
 
 def c39() -> dict[str, object]:
-    """Measured perplexity over that of the full model."""
-
-    group = 64
-
-    def ratio(
-        method: str, bits: int, calibration: str | None, text: str = "speeches", model: str = "smollm2"
-    ) -> str:
-        (full,) = (m for m in MEASURED if m.model == model and m.method == "fp32")
-        (found,) = (
-            m
-            for m in MEASURED
-            if (m.model, m.method, m.bits, m.group) == (model, method, bits, group)
-            and m.calibration == calibration
-            and not m.seed
-        )
-        return times(getattr(found, text) / getattr(full, text))
-
+    """Measured perplexity over that of the full model: the mean over the draws of the calibration text."""
+    group, three_away = 64, ratios("gptq", 3, "speeches", "docs")
     return {
         "group": group,
-        "eight": ratio("gptq", 8, "mixed"),
-        "four": ratio("gptq", 4, "mixed"),
-        "three": ratio("gptq", 3, "mixed"),
-        "two": ratio("gptq", 2, "mixed"),
-        "two_rtn": ratio("rtn", 2, None),
-        "four_rtn": ratio("rtn", 4, None),
-        "home": ratio("gptq", 3, "speeches", "speeches"),
-        "away": ratio("gptq", 3, "speeches", "docs"),
-        "away_rtn": ratio("rtn", 3, None, "docs"),
-        "young": ratio("gptq", 2, "mixed", model="tinylm"),
+        "tokens": f"{evaluated():,}",
+        "draws": len(three_away),
+        "eight": left(ratios("gptq", 8, "mixed")),
+        "four": left(ratios("gptq", 4, "mixed")),
+        "three": left(ratios("gptq", 3, "mixed")),
+        "two": left(ratios("gptq", 2, "mixed")),
+        "two_rtn": left(ratios("rtn", 2, None)),
+        "four_rtn": left(ratios("rtn", 4, None)),
+        "home": left(ratios("gptq", 3, "speeches", "speeches")),
+        "away": left(three_away),
+        "away_low": f"{min(three_away):.2f}",
+        "away_high": f"{max(three_away):.2f}",
+        "away_rtn": left(ratios("rtn", 3, None, "docs")),
+        "young": left(ratios("gptq", 2, "mixed", model="tinylm")),
+        "token_plain": left(ratios("w8a8_token", 8, None, group=None)),
+        "token_smooth": left(ratios("w8a8_token_smooth", 8, "mixed", group=None, alpha=0.5)),
+        "tensor_plain": left(ratios("w8a8_tensor", 8, None, group=None)),
+        "tensor_smooth": left(ratios("w8a8_tensor_smooth", 8, "mixed", group=None, alpha=0.5)),
     }
+
+
+def evaluated() -> int:
+    """Tokens of a text that were predicted; the first of a text is given."""
+    method = json.loads(STUDY.read_text())["method"]
+    return int(re.search(r"Perplexity: ([\d,]+) tokens", method)[1].replace(",", "")) - 1
+
+
+def ratios(
+    method: str,
+    bits: int,
+    calibration: str | None,
+    text: str = "speeches",
+    model: str = "smollm2",
+    group: int | None = 64,
+    alpha: float | None = None,
+) -> list[float]:
+    """Perplexity over that of the full model, one for each draw of the calibration text."""
+    (full,) = (m for m in MEASURED if m.model == model and m.method == "fp32")
+    wanted = (model, method, bits, group, calibration, alpha)
+    return [
+        getattr(m, text) / getattr(full, text)
+        for m in MEASURED
+        if (m.model, m.method, m.bits, m.group, m.calibration, m.alpha) == wanted
+    ]
+
+
+def left(ratios: Sequence[float]) -> str:
+    """The mean as a factor: two decimals, or two digits where it is beyond a hundred."""
+    value = fmean(ratios)
+    return f"{value:.2f} times" if value < 100 else f"{float(f'{value:.2g}'):,.0f} times"
