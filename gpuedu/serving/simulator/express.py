@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence as Items
+from functools import lru_cache
 from heapq import heapreplace
 
 from gpuedu.continuous_batching.plan import LeapingVLLMScheduler
@@ -48,7 +49,8 @@ def run_express(requests: Items[Request], replica: Replica) -> RequestLog:
     iteration that begins when it has come and has a place; if the replica is idle, at once.
     """
     step = to_ticks(replica.step_cost.iteration_s)
-    order = sorted(range(len(requests)), key=lambda index: to_ticks(requests[index].arrival_s))
+    ticks = [round(request.arrival_s * TICKS) for request in requests]
+    order = sorted(range(len(requests)), key=ticks.__getitem__)
     places = [0] * replica.scheduler.config.max_num_seqs
     zeros = bytes(8 * len(requests))
     arrivals, starts, firsts, ends = (array("d", zeros) for _ in range(4))
@@ -58,7 +60,7 @@ def run_express(requests: Items[Request], replica: Replica) -> RequestLog:
     for index in order:
         request = requests[index]
         output = request.output_tokens
-        arrival = round(request.arrival_s * TICKS)
+        arrival = ticks[index]
         if arrival >= idle_from:
             start = origin = arrival
         else:
@@ -80,7 +82,7 @@ def run_express(requests: Items[Request], replica: Replica) -> RequestLog:
         outputs[index] = output
     usage.slot_ticks = tokens * step
     kv = replica.scheduler.kv
-    blocks = sum(_blocks(request, kv.block_size) for request in requests)
+    blocks = sum(_blocks(r.prompt_tokens, r.output_tokens, kv.block_size) for r in requests)
     usage.kv_ticks = blocks * step / kv.num_blocks
     usage.in_system_ticks = in_system
     usage.iterations = usage.busy_ticks // step
@@ -90,9 +92,10 @@ def run_express(requests: Items[Request], replica: Replica) -> RequestLog:
     return _log(requests, arrivals, starts, firsts, ends, outputs, step / TICKS)
 
 
-def _blocks(request: Request, block_size: int) -> int:
+@lru_cache(maxsize=2**16)
+def _blocks(prompt_tokens: int, output_tokens: int, block_size: int) -> int:
     """Blocks that a request has, summed over its iterations: from its prompt to its last token but one."""
-    before, last = request.prompt_tokens - 1, request.prompt_tokens + request.output_tokens - 1
+    before, last = prompt_tokens - 1, prompt_tokens + output_tokens - 1
     return _blocks_up_to(last, block_size) - _blocks_up_to(before, block_size)
 
 
