@@ -16,6 +16,7 @@ from .sampler import Sampler, choose_tokens
 from .sampling_params import SamplingParams
 from .stream import Stream
 from .trace import Trace
+from .trial import Trial, run_trial
 
 __all__ = [
     "LLM",
@@ -31,6 +32,7 @@ __all__ = [
     "SamplingParams",
     "Stream",
     "Trace",
+    "Trial",
     "choose_tokens",
     "drive",
     "make_batch",
@@ -39,4 +41,5 @@ __all__ = [
     "median_residuals",
     "predict",
     "residuals",
+    "run_trial",
 ]

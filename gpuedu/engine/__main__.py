@@ -6,49 +6,62 @@ import argparse
 from statistics import mean, median
 
 from gpuedu import tinylm
-from gpuedu.serving.metrics import RequestLog
-from gpuedu.serving.step_cost import fit_step_cost
 from gpuedu.serving.workload import Poisson, Uniform, make_requests
 
 from .llm import LLM
-from .prediction import drive, measure_iterations, median_residuals, predict, residuals
+from .prediction import measure_step_cost, median_residuals
+from .trial import Trial, run_trial
 
 NUM_BLOCKS = 800
 
 
 def main() -> None:
-    """Measure the machine, serve requests at random, measure again, and simulate the same."""
+    """Serve requests at random a few times, measure the machine between, and simulate the same."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--rate", type=float, default=0.7, help="as a share of what the engine can serve")
+    parser.add_argument("--runs", type=int, default=3, help="of the same requests")
     arguments = parser.parse_args()
     name, model, _ = tinylm.smollm2_or_target()
     llm = LLM(model, num_blocks=NUM_BLOCKS, enable_prefix_caching=False, max_num_seqs=16, record=True)
-    before = measure_iterations(llm)
-    cost = fit_step_cost(before)
+    cost = measure_step_cost(llm)
     prompts, outputs = Uniform(16, 256), Uniform(8, 64)
     # Served alone a request takes so long; sixteen together take a third of it each, roughly
     alone_s = cost.seconds(0, 0, [(136, 0)]) + 36 * cost.seconds(1, 154)
     workload = make_requests(
         arguments.requests, Poisson(3 * arguments.rate / alone_s), prompts, outputs, seed=1
     )
-    measured = drive(llm, workload)
-    cost = fit_step_cost(before + measure_iterations(llm))
-    print(f"{name}: {cost}")
-    predicted = predict(workload, cost, llm.config, num_blocks=NUM_BLOCKS)
-    report(measured, predicted)
+    trial = run_trial(llm, workload, runs=arguments.runs)
+    print(f"{name}: {trial.step_costs[-1]}")
+    report(trial)
 
 
-def report(measured: RequestLog, predicted: RequestLog) -> None:
+def report(trial: Trial) -> None:
     """A line for each figure."""
-    off = residuals(measured, predicted)
-    print(f"{'':12} {'measured':>10} {'predicted':>10} {'median residual':>16}")
+    found = {
+        "predicted": trial.residuals(), "replayed": trial.replay_residuals(), "run to run": trial.scatter()
+    }  # fmt: skip
+    off = {name: median_residuals(values) for name, values in found.items()}
+
+    def line(name: str, ours: float, theirs: float, decimals: int) -> str:
+        medians = " ".join(f"{column[name]:10.1%}" for column in off.values())
+        return f"{name:12} {ours:10.{decimals}f} {theirs:10.{decimals}f} {medians}"
+
+    print(f"{'':12} {'medians':^21} {'median residuals':^32}")
+    print(f"{'':12} {'measured':>10} {'predicted':>10} {' '.join(f'{name:>10}' for name in off)}")
     for name in ("ttft_s", "tpot_s", "latency_s"):
-        ours, theirs = (median(getattr(log, name)()) for log in (measured, predicted))
-        print(f"{name:12} {ours:10.4f} {theirs:10.4f} {median_residuals(off)[name]:16.1%}")
-    rates = [sum(log.output_tokens) / max(log.finish_s) for log in (measured, predicted)]
-    print(f"{'tokens/s':12} {rates[0]:10.1f} {rates[1]:10.1f} {abs(off['throughput'][0]):16.1%}")
-    print(f"mean residual of the latency, with its sign: {mean(off['latency_s']):+.1%}")
+        ours, theirs = (
+            median(value for log in logs for value in getattr(log, name)())
+            for logs in (trial.measured, trial.predicted)
+        )
+        print(line(name, ours, theirs, 4))
+    ours, theirs = (
+        mean(sum(log.output_tokens) / max(log.finish_s) for log in logs)
+        for logs in (trial.measured, trial.predicted)
+    )
+    print(line("throughput", ours, theirs, 1))
+    signed = mean(found["predicted"]["latency_s"])
+    print(f"mean residual of the predicted latency, with its sign: {signed:+.1%}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,17 @@ import pytest
 
 import gpuedu.engine.__main__ as command
 from gpuedu.continuous_batching.plan import SchedulerConfig, VLLMScheduler
-from gpuedu.engine import LLM, drive, measure_step_cost, median_residuals, predict, residuals
+from gpuedu.engine import (
+    LLM,
+    drive,
+    measure_iterations,
+    measure_step_cost,
+    median_residuals,
+    predict,
+    residuals,
+    run_trial,
+    trial,
+)
 from gpuedu.paged_attention.plan.counting import BlockCounter
 from gpuedu.serving.metrics import RequestLog, RequestRecord
 from gpuedu.serving.simulator import Replica, simulate
@@ -21,6 +31,7 @@ class Clock:
 
     def __init__(self):
         self.now = 100.0
+        self.slowness = 1.0
 
     def __call__(self) -> float:
         return self.now
@@ -39,7 +50,8 @@ def priced_engine(model, clock: Clock, **limits) -> LLM:
         decision = schedule()
         if not decision.is_empty:
             chunks = [(tokens, sequence.num_computed_tokens) for sequence, tokens in decision.chunks]
-            clock.now += COST.seconds(len(decision.decodes), decision.context_tokens, chunks)
+            seconds = COST.seconds(len(decision.decodes), decision.context_tokens, chunks)
+            clock.now += clock.slowness * seconds
         return decision
 
     llm.scheduler.schedule = schedule_and_wait
@@ -142,12 +154,85 @@ def test_residuals():
     assert median_residuals(found)["ttft_s"] == 0.5
 
 
+UNLIKE = {"batch_sizes": (1, 3, 8), "prompt_tokens": (4, 60, 120)}
+
+
+def test_a_trial_on_a_steady_machine(model):
+    """Runs repeat themselves, and every one is as predicted."""
+    clock = Clock()
+    llm = priced_engine(model, clock, num_blocks=200)
+    requests = make_requests(12, Poisson(2.0), Uniform(1, 40), Uniform(2, 20), seed=3)
+    trial = run_trial(llm, requests, runs=3, sleep=clock.sleep, **UNLIKE)
+    assert [len(log) for log in (*trial.measured, *trial.predicted, *trial.replayed)] == 9 * [12]
+    found, replayed, scatter = trial.residuals(), trial.replay_residuals(), trial.scatter()
+    assert {name: len(values) for name, values in found.items()} == {
+        "ttft_s": 36, "latency_s": 36, "tpot_s": 36, "throughput": 3,
+    }  # fmt: skip
+    assert len(scatter["ttft_s"]) == 24
+    for off in (found, replayed):
+        assert max(max(map(abs, values)) for values in off.values()) < 0.03
+    assert max(max(map(abs, values)) for values in scatter.values()) < 1e-6
+    assert not llm.has_unfinished()
+
+
+def test_each_run_is_predicted_by_the_measurements_around_it(model, monkeypatch):
+    """The machine takes 1, 1.9, 2, 2, 2 times as long from phase to phase."""
+    clock = Clock()
+    llm = priced_engine(model, clock, num_blocks=200)
+    requests = make_requests(6, Poisson(2.0), Uniform(1, 40), Uniform(2, 20), seed=3)
+    order, slowness = [], iter((1.0, 1.9, 2.0, 2.0, 2.0))
+
+    def phase(name, function):
+        def begun(*arguments, **options):
+            order.append(name)
+            clock.slowness = next(slowness)
+            return function(*arguments, **options)
+
+        return begun
+
+    monkeypatch.setattr(trial, "measure_iterations", phase("measure", measure_iterations))
+    monkeypatch.setattr(trial, "drive", phase("drive", drive))
+    found = run_trial(llm, requests, runs=2, sleep=clock.sleep, **UNLIKE)
+    assert order == ["measure", "drive", "measure", "drive", "measure"]
+    first, second = (cost.seconds(4, 200) / COST.seconds(4, 200) for cost in found.step_costs)
+    assert 1.2 < first < 1.8
+    assert second == pytest.approx(2, rel=0.01)
+    off, replayed = found.residuals()["latency_s"], found.replay_residuals()["latency_s"]
+    assert max(off[:6]) < -0.1 and max(map(abs, off[6:])) < 0.03  # the first run was slower than foreseen
+    assert max(map(abs, replayed)) < 0.03
+    assert found.scatter()["throughput"][0] > 0.01  # the run before was faster than the later
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"record": False}, "must keep a trace"),
+        ({"enable_prefix_caching": True}, "must not find prefixes"),
+        ({"make_scheduler": lambda kv: VLLMScheduler(SchedulerConfig(), kv)}, "not one of its own"),
+    ],
+)
+def test_what_cannot_be_predicted_is_not_tried(model, options, match):
+    llm = LLM(model, num_blocks=64, **{"record": True, "enable_prefix_caching": False} | options)
+    with pytest.raises(ValueError, match=match):
+        run_trial(llm, [Request(0, 0.0, 5, 1)])
+
+
+def test_one_run_is_no_trial(model):
+    llm = LLM(model, num_blocks=64, enable_prefix_caching=False, record=True)
+    with pytest.raises(ValueError, match="runs=1: must be"):
+        run_trial(llm, [Request(0, 0.0, 5, 1)], runs=1)
+
+
 def test_the_command_prints_measured_and_predicted(make_model, monkeypatch, capsys):
     model = make_model(context_length=512)
     monkeypatch.setattr(command.tinylm, "smollm2_or_target", lambda: ("small", model, None))
-    monkeypatch.setattr("sys.argv", ["engine", "--requests", "5"])
+    monkeypatch.setattr("sys.argv", ["engine", "--requests", "5", "--runs", "2"])
     command.main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("small: LinearStepCost")
-    assert [line.split()[0] for line in lines[2:6]] == ["ttft_s", "tpot_s", "latency_s", "tokens/s"]
-    assert all(float(line.split()[1]) > 0 and float(line.split()[2]) > 0 for line in lines[2:6])
+    assert lines[2].split() == ["measured", "predicted", "predicted", "replayed", "run", "to", "run"]
+    rows = [line.split() for line in lines[3:7]]
+    assert [row[0] for row in rows] == ["ttft_s", "tpot_s", "latency_s", "throughput"]
+    for row in rows:
+        assert float(row[1]) > 0 and float(row[2]) > 0
+        assert all(value.endswith("%") for value in row[3:]) and len(row) == 6

@@ -226,21 +226,6 @@ def test_waiting_as_in_theory(name, servers, lengths, rate, expected):
     assert interval.high - interval.low < 0.25 * expected
 
 
-def test_the_event_loop_and_the_express_lane_agree():
-    """Where requests do not touch each other, a heap of places gives the log of the event loop."""
-    for seed in range(6):
-        servers = 1 + seed
-        lengths, rate = Exponential(50), servers * 15.0
-        express = queue(servers, lengths, rate, 2000, seed)
-        loop = queue(servers, lengths, rate, 2000, seed, record_iterations=True)
-        assert express.iterations is None and loop.iterations is not None
-        assert express.requests == loop.requests
-        assert express.usage[0].busy_ticks == loop.usage[0].busy_ticks
-        assert express.usage[0].slot_ticks == loop.usage[0].slot_ticks
-        assert express.usage[0].in_system_ticks == loop.usage[0].in_system_ticks
-        assert express.usage[0].iterations == loop.usage[0].iterations
-
-
 def test_ciw_serves_the_same_customers_at_the_same_times():
     """Ciw, given our arrivals and services, lets every customer begin when we do (but for the grid)."""
     count, servers = 1500, 3

@@ -110,22 +110,6 @@ def test_a_closed_loop_does_not_look_at_times_of_arrival():
     assert run(lambda n: 0.0).finish_s == run(lambda n: 100.0 - n).finish_s
 
 
-def test_ties_are_ties_of_ticks_in_the_express_lane_too():
-    """0.1 * 7 is a little more than 0.7, by less than a picosecond."""
-    requests = [Request("a", 0.1 * 7, 1, 20), Request("b", 0.7, 1, 5)]
-    assert requests[0].arrival_s > requests[1].arrival_s
-    express, loop = (simulate(requests, [replica(max_num_seqs=1)], leap=leap) for leap in (True, False))
-    assert express.requests == loop.requests
-    assert express.requests.start_s[0] < express.requests.start_s[1]
-
-
-def test_the_express_lane_refuses_what_the_loop_refuses():
-    whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": 64}
-    for leap in (True, False):
-        with pytest.raises(ValueError, match="109 tokens"):
-            simulate([Request(0, 0.0, 10, 100)], [replica(max_num_seqs=2, **whole)], leap=leap)
-
-
 # Tables that fall
 
 

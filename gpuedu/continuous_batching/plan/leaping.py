@@ -159,6 +159,32 @@ class LeapingVLLMScheduler(VLLMScheduler):
         left = finishes[0][0] - self._iterations
         return 1 + self.kv.iterations_that_fit(left - 1) if left > 1 else 1
 
+    def only_places_run_out(self, prompt_tokens: int, tokens: int) -> bool:
+        """Whether requests wait for nothing but a place, and those who have one never for each other.
+
+        Parameters
+        ----------
+        prompt_tokens : int
+            Of each, at most.
+        tokens : int
+            Of prompt and answer of each, at most.
+
+        Returns
+        -------
+        bool
+            Whether places are given in the order of arrival, and ``max_num_seqs`` requests of that size are
+            within the token budget and the blocks in every iteration. It says nothing where it is False.
+        """
+        config, kv = self.config, self.kv
+        blocks = config.max_num_seqs * -(-tokens // kv.block_size)
+        return (
+            config.policy == "fcfs"
+            and config.enable_chunked_prefill
+            and config.max_num_seqs * prompt_tokens <= config.max_num_batched_tokens
+            and blocks <= (1 - config.watermark) * kv.num_free_blocks
+            and not 0 < config.long_prefill_token_threshold < prompt_tokens
+        )
+
     # What came of it
 
     def update(

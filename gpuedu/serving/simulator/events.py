@@ -13,7 +13,7 @@ from gpuedu.continuous_batching.plan import Sequence
 from gpuedu.serving.metrics import RequestLog
 from gpuedu.serving.workload import HASHED_TOKENS, ClosedLoop, Request
 
-from .express import is_express, run_express
+from .express import serve_express
 from .replica import TICKS, Iterations, Replica, Usage, to_ticks
 from .routing import RoundRobin, Router
 
@@ -111,10 +111,12 @@ def simulate(
     (100, 12.3, 1084, 142)
     """
     _check(requests, replicas)
-    if leap and closed_loop is None and not record_iterations and is_express(requests, replicas):
-        log = run_express(requests, replicas[0])
-        return SimulationLog(log, [replicas[0].usage], None, max(log.finish_s))
-    run = _Run(requests, replicas, router or RoundRobin(), leap, record_iterations)
+    router = router or RoundRobin()
+    if leap and closed_loop is None and not record_iterations:
+        log = serve_express(requests, replicas, router)
+        if log is not None:
+            return SimulationLog(log, [replica.usage for replica in replicas], None, max(log.finish_s))
+    run = _Run(requests, replicas, router, leap, record_iterations)
     if closed_loop is None:
         run.open_loop()
     else:
