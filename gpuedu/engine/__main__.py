@@ -32,7 +32,9 @@ def main() -> None:
         arguments.requests, Poisson(3 * arguments.rate / alone_s), prompts, outputs, seed=1
     )
     trial = run_trial(llm, workload, runs=arguments.runs)
-    print(f"{name}: {trial.step_costs[-1]}")
+    cost = trial.step_costs[-1]
+    times = (f"{knot}: {1e3 * s:.1f}" for knot, s in zip(cost.knots, cost.knots_s, strict=True))
+    print(f"{name}, ms of an iteration by its tokens: {', '.join(times)}")
     report(trial)
 
 

@@ -11,7 +11,7 @@ from gpuedu.continuous_batching.plan import SchedulerConfig, VLLMScheduler
 from gpuedu.paged_attention.plan.counting import BlockCounter
 from gpuedu.serving.metrics import RequestLog
 from gpuedu.serving.simulator import Replica, simulate
-from gpuedu.serving.step_cost import Iteration, LinearStepCost, StepCost, fit_step_cost
+from gpuedu.serving.step_cost import Iteration, PiecewiseStepCost, StepCost, fit_piecewise_step_cost
 from gpuedu.serving.workload import Request
 
 from .llm import LLM
@@ -36,19 +36,20 @@ def measure_iterations(
     llm : LLM
         Idle; its trace stays as it is.
     batch_sizes, prompt_tokens : sequence of int
-        So many requests at once, with prompts so long on average, the longest three times the shortest:
-        each combination is run. Unlike lengths, because attention over equal ones is cheaper; and no
-        powers of two, because kernels like those.
+        So many requests, with prompts so long on average, the longest three times the shortest: each
+        combination is run. Half of the requests come at once, the others join them one an iteration, so
+        that there are iterations of prompts, of decoding, and of both. Unlike lengths, because attention
+        over equal ones is cheaper; and no powers of two, because kernels like those.
     output_tokens : int
-        Of each.
+        Of the last to join; as many as all are together.
     seed : int
         Of the prompts, which are random tokens.
 
     Returns
     -------
     list of Iteration
-        For :func:`gpuedu.serving.step_cost.fit_step_cost`. A machine that others use too is measured before
-        and after what shall be predicted, and both lists are fitted together.
+        For :func:`gpuedu.serving.step_cost.fit_piecewise_step_cost`. A machine that others use too is
+        measured before and after what shall be predicted, and both lists are fitted together.
 
     Raises
     ------
@@ -57,12 +58,22 @@ def measure_iterations(
     """
     choose = random.Random(seed)
     vocab_size = llm.model.config.shape.vocab_size
-    params = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
 
     def run(batch_size: int, mean: int) -> None:
         lengths = [round(mean * (0.5 + (n + 0.5) / batch_size)) for n in range(batch_size)]
-        llm.generate([[choose.randrange(vocab_size) for _ in range(length)] for length in lengths], params)
+        choose.shuffle(lengths)
+        at_once = -(-batch_size // 2)
+        for n, length in enumerate(lengths):
+            joins = batch_size - max(n + 1, at_once)  # who comes later
+            params = SamplingParams(max_tokens=output_tokens + joins, ignore_eos=True)
+            llm.add_request([choose.randrange(vocab_size) for _ in range(length)], params)
+            if n + 1 >= at_once:
+                llm.step()
+        while llm.has_unfinished():
+            llm.step()
 
+    if llm.has_unfinished():
+        raise ValueError("measure_iterations: must have the engine to itself; requests are under way")
     kept, llm.trace = llm.trace, None
     try:
         run(batch_sizes[0], prompt_tokens[0])  # the first of all takes longer
@@ -71,13 +82,16 @@ def measure_iterations(
             for length in prompt_tokens:
                 run(batch_size, length)
         return llm.trace.iterations
+    except BaseException:
+        llm.abort_all()
+        raise
     finally:
         llm.trace = kept
 
 
-def measure_step_cost(llm: LLM, **measurement) -> LinearStepCost:
+def measure_step_cost(llm: LLM, **measurement) -> PiecewiseStepCost:
     """Seconds of an iteration on this machine, fitted to :func:`measure_iterations` with these options."""
-    return fit_step_cost(measure_iterations(llm, **measurement))
+    return fit_piecewise_step_cost(measure_iterations(llm, **measurement))
 
 
 def drive(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuedu.serving.metrics import RequestLog
-from gpuedu.serving.step_cost import Iteration, LinearStepCost, fit_step_cost
+from gpuedu.serving.step_cost import Iteration, PiecewiseStepCost, fit_piecewise_step_cost
 from gpuedu.serving.workload import Request
 
 
@@ -35,9 +35,9 @@ class Trace:
         """One more iteration."""
         self.iterations.append(Iteration(seconds, decodes, context_tokens, chunks))
 
-    def fit(self) -> LinearStepCost:
-        """The linear step cost closest to the iterations: :func:`gpuedu.serving.step_cost.fit_step_cost`."""
-        return fit_step_cost(self.iterations)
+    def fit(self) -> PiecewiseStepCost:
+        """The step cost closest to the iterations, by ``fit_piecewise_step_cost``."""
+        return fit_piecewise_step_cost(self.iterations)
 
     def workload(self) -> list[Request]:
         """The requests as they were asked, by arrival: what a simulator takes to replay the run.

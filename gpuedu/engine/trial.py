@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from gpuedu.checks import check_count
 from gpuedu.serving.metrics import RequestLog
-from gpuedu.serving.step_cost import LinearStepCost, fit_step_cost
+from gpuedu.serving.step_cost import PiecewiseStepCost, fit_piecewise_step_cost
 from gpuedu.serving.workload import Request
 
 from .llm import LLM
@@ -25,14 +25,14 @@ class Trial:
     measured, predicted, replayed : tuple of RequestLog
         One a run: what happened; what was predicted from measurements around it; and what the simulator
         makes of the same requests with a step cost fitted to the run's own iterations.
-    step_costs : tuple of LinearStepCost
+    step_costs : tuple of PiecewiseStepCost
         By which each was predicted.
     """
 
     measured: tuple[RequestLog, ...]
     predicted: tuple[RequestLog, ...]
     replayed: tuple[RequestLog, ...]
-    step_costs: tuple[LinearStepCost, ...]
+    step_costs: tuple[PiecewiseStepCost, ...]
 
     def residuals(self) -> dict[str, list[float]]:
         """Of the predictions, every request in every run: see :func:`~gpuedu.engine.residuals`."""
@@ -100,9 +100,9 @@ def run_trial(
     for _ in range(runs):
         begun = len(llm.trace.iterations)
         measured.append(drive(llm, workload, sleep=sleep))
-        own = fit_step_cost(llm.trace.iterations[begun:])
+        own = fit_piecewise_step_cost(llm.trace.iterations[begun:])
         after = measure_iterations(llm, **measurement)
-        step_costs.append(fit_step_cost(before + after))
+        step_costs.append(fit_piecewise_step_cost(before + after))
         predicted.append(predict(workload, step_costs[-1], llm.config, **blocks))
         replayed.append(predict(workload, own, llm.config, **blocks))
         before = after

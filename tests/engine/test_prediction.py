@@ -229,7 +229,7 @@ def test_the_command_prints_measured_and_predicted(make_model, monkeypatch, caps
     monkeypatch.setattr("sys.argv", ["engine", "--requests", "5", "--runs", "2"])
     command.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("small: LinearStepCost")
+    assert lines[0].startswith("small, ms of an iteration by its tokens: 1: ")
     assert lines[2].split() == ["measured", "predicted", "predicted", "replayed", "run", "to", "run"]
     rows = [line.split() for line in lines[3:7]]
     assert [row[0] for row in rows] == ["ttft_s", "tpot_s", "latency_s", "throughput"]

@@ -3,6 +3,7 @@
 from .capacity import kv_cache_blocks
 from .fitted import Iteration, LinearStepCost, fit_step_cost
 from .interface import ConstantStepCost, Line, StepCost
+from .piecewise import PiecewiseStepCost, fit_piecewise_step_cost
 from .roofline import RooflineStepCost
 from .table import TableStepCost
 
@@ -11,9 +12,11 @@ __all__ = [
     "Iteration",
     "Line",
     "LinearStepCost",
+    "PiecewiseStepCost",
     "RooflineStepCost",
     "StepCost",
     "TableStepCost",
+    "fit_piecewise_step_cost",
     "fit_step_cost",
     "kv_cache_blocks",
 ]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from gpuedu.checks import check_amount
 
 from .interface import Line
+from .least_squares import fit_seconds
 
 
 class Iteration(NamedTuple):
@@ -19,8 +20,15 @@ class Iteration(NamedTuple):
     context_tokens: int
     chunks: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of prompts that were computed."""
+        return sum(new for new, _ in self.chunks)
 
-REWEIGHTINGS = 3  # another moves no time by a thousandth: tested
+    @property
+    def pairs(self) -> float:
+        """Pairs of a query and a key that it sees, in the chunks."""
+        return sum(new * context + new * (new + 1) / 2 for new, context in self.chunks)
 
 
 @dataclass(frozen=True)
@@ -76,15 +84,13 @@ def _features(iteration: Iteration) -> tuple[float, ...]:
     return (1.0, tokens, iteration.decodes, iteration.context_tokens, pairs)
 
 
-def fit_step_cost(measured: Sequence[Iteration], *, rounds: int = 5000) -> LinearStepCost:
+def fit_step_cost(measured: Sequence[Iteration]) -> LinearStepCost:
     """The linear step cost closest to a measurement.
 
     Parameters
     ----------
     measured : sequence of Iteration
         At least five, of unlike batches.
-    rounds : int
-        Sweeps over the coefficients, at most.
 
     Returns
     -------
@@ -98,13 +104,7 @@ def fit_step_cost(measured: Sequence[Iteration], *, rounds: int = 5000) -> Linea
 
     Notes
     -----
-    Non-negative least squares by coordinate descent: each coefficient in turn goes to its best value, or
-    to 0 if that is negative. The problem is convex, so this converges to the optimum.
-
-    Errors relative to the *measured* seconds would make slow outliers count less than fast ones, and the
-    fit too fast, by about twice the squared coefficient of variation: on a machine whose times vary by 25 %,
-    an eighth. So the weights come from the fit before, a few times over (iteratively reweighted least
-    squares; the fixed point is that of a quasi-likelihood with a constant coefficient of variation).
+    See :func:`fit_piecewise_step_cost` for times that are no straight line in the batch.
 
     Examples
     --------
@@ -115,39 +115,19 @@ def fit_step_cost(measured: Sequence[Iteration], *, rounds: int = 5000) -> Linea
     >>> round(fitted.decode_s, 6), round(fitted.token_s, 7)
     (0.001, 0.0002)
     """
-    if len(measured) < 5:
-        raise ValueError(f"measured: {len(measured)} iterations, must be at least 5 for five coefficients")
+    check_measured(measured, 5)
+    features = [
+        (1.0, iteration.new_tokens, iteration.decodes, iteration.context_tokens, iteration.pairs)
+        for iteration in measured
+    ]
+    return LinearStepCost(*fit_seconds(features, [iteration.seconds for iteration in measured]))
+
+
+def check_measured(measured: Sequence[Iteration], coefficients: int) -> None:
+    """Raise unless so many coefficients can be fitted to these iterations."""
+    if len(measured) < coefficients:
+        raise ValueError(
+            f"measured: {len(measured)} iterations, must be at least {coefficients} for as many coefficients"
+        )
     for iteration in measured:
         check_amount("seconds", iteration.seconds, positive=True)
-    features = [_features(iteration) for iteration in measured]
-    seconds = [iteration.seconds for iteration in measured]
-    weights = seconds
-    for _ in range(REWEIGHTINGS):
-        fitted = _weighted_fit(features, seconds, weights, rounds)
-        weights = [fitted.seconds(*iteration[1:]) for iteration in measured]
-    return fitted
-
-
-def _weighted_fit(
-    features: Sequence[Sequence[float]], seconds: Sequence[float], weights: Sequence[float], rounds: int
-) -> LinearStepCost:
-    """Coefficients >= 0 that minimize the sum of (error / weight) squared."""
-    rows = [[value / weight for value in row] for row, weight in zip(features, weights, strict=True)]
-    wanted = [value / weight for value, weight in zip(seconds, weights, strict=True)]
-    scale = [max(abs(row[j]) for row in rows) or 1.0 for j in range(5)]
-    rows = [[value / size for value, size in zip(row, scale, strict=True)] for row in rows]
-    gram = [[sum(row[i] * row[j] for row in rows) for j in range(5)] for i in range(5)]
-    target = [sum(row[i] * want for row, want in zip(rows, wanted, strict=True)) for i in range(5)]
-    coefficients = [0.0] * 5
-    for _ in range(rounds):
-        largest = 0.0
-        for i in range(5):
-            if gram[i][i] == 0:
-                continue
-            rest = target[i] - sum(gram[i][j] * coefficients[j] for j in range(5) if j != i)
-            best = max(0.0, rest / gram[i][i])
-            largest = max(largest, abs(best - coefficients[i]))
-            coefficients[i] = best
-        if largest < 1e-13:
-            break
-    return LinearStepCost(*(value / size for value, size in zip(coefficients, scale, strict=True)))
