@@ -10,7 +10,7 @@ from functools import partial
 from gpuedu.checks import check_count
 from gpuedu.continuous_batching.plan import Decision, Scheduler, SchedulerConfig, VLLMScheduler
 from gpuedu.continuous_batching.plan import Sequence as Scheduled
-from gpuedu.llama import Llama, Tokenizer, causal_attention
+from gpuedu.llama import Llama, Tokenizer
 from gpuedu.paged_attention.plan import KVCacheManager
 
 from .batch import make_batch
@@ -22,8 +22,7 @@ from .sampler import choose_tokens
 from .sampling_params import SamplingParams
 from .stream import Stream
 from .trace import Trace
-
-Prompt = str | Sequence[int]
+from .validation import Prompt, blocks_of, check_attention, check_hashable, check_length, encode
 
 
 class LLM:
@@ -109,9 +108,9 @@ class LLM:
         if limits.get("preemption", "recompute") != "recompute":
             raise ValueError(f"preemption={limits['preemption']!r}: must be 'recompute' in the engine")
         check_count("block_size", block_size)
-        _check_attention(model)
+        check_attention(model)
         weights = model.embed_tokens.weight
-        num_blocks = _num_blocks(model, num_blocks, kv_memory_bytes, block_size)
+        num_blocks = blocks_of(model, num_blocks, kv_memory_bytes, block_size)
         self.model, self.tokenizer = model, tokenizer
         self.kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching)
         self.config = SchedulerConfig(**limits) if make_scheduler is None else None
@@ -166,11 +165,11 @@ class LLM:
             model's context or than the KV cache, a name that is taken, text without a tokenizer, or a
             client or salt that cannot be hashed. The engine is as it was then.
         """
-        ids = self._encode(prompt)
-        self._check_length(ids, params)
+        ids = encode(prompt, self.tokenizer, self.model.config.shape.vocab_size)
+        check_length(ids, params, self.model.config.context_length)
         if params.stop and self.tokenizer is None:
             raise ValueError(f"stop={params.stop!r}: needs a tokenizer")
-        _check_hashable(request_id=request_id, client=client, cache_salt=cache_salt)
+        check_hashable(request_id=request_id, client=client, cache_salt=cache_salt)
         if not isinstance(priority, int):
             raise TypeError(f"priority={priority!r}: must be an int")
         if request_id is None:
@@ -387,67 +386,6 @@ class LLM:
         if request.finish_reason is None:
             with suppress(ValueError):  # a static batch keeps its members to the end
                 self.abort(request.request_id)
-
-    # Checks
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise ValueError(f"prompt={prompt!r}: must be tokens, there is no tokenizer")
-            prompt = self.tokenizer.encode(prompt)
-        ids = list(prompt)
-        if not ids:
-            raise ValueError("prompt: must be one token or more")
-        vocab_size = self.model.config.shape.vocab_size
-        wrong = [token for token in ids if type(token) is not int or not 0 <= token < vocab_size]
-        if wrong:
-            raise ValueError(f"prompt: token {wrong[0]!r} must be an int from 0 to {vocab_size - 1}")
-        return ids
-
-    def _check_length(self, ids: list[int], params: SamplingParams) -> None:
-        context = self.model.config.context_length
-        if len(ids) + params.max_tokens > context:
-            raise ValueError(
-                f"prompt of {len(ids)} tokens and max_tokens={params.max_tokens}: must be together at most "
-                f"the model's context of {context}"
-            )
-
-
-def _check_attention(model: Llama) -> None:
-    """Raise if the model has an attention that the engine would not use."""
-    for number, layer in enumerate(model.layers):
-        attention = layer.self_attn.attention
-        if attention is not causal_attention:
-            raise ValueError(
-                f"model: attention of layer {number} is {attention!r}, must be causal_attention: the engine "
-                "computes attention over its blocks itself"
-            )
-
-
-def _check_hashable(**values: Hashable) -> None:
-    """Raise unless all of these can be keys."""
-    for name, value in values.items():
-        try:
-            hash(value)
-        except TypeError:
-            raise TypeError(f"{name}={value!r}: must be hashable") from None
-
-
-def _num_blocks(model: Llama, num_blocks: int | None, memory_bytes: int | None, block_size: int) -> int:
-    """Blocks of the KV cache."""
-    if num_blocks is not None and memory_bytes is not None:
-        raise ValueError(f"num_blocks={num_blocks}, kv_memory_bytes={memory_bytes}: must not both be given")
-    if num_blocks is not None:
-        check_count("num_blocks", num_blocks)
-        return num_blocks
-    if memory_bytes is None:
-        return -(-4 * model.config.context_length // block_size)
-    check_count("kv_memory_bytes", memory_bytes)
-    dtype_bytes = model.embed_tokens.weight.element_size()
-    block_bytes = block_size * model.config.shape.kv_cache_bytes_per_token(dtype_bytes=dtype_bytes)
-    if memory_bytes < block_bytes:
-        raise ValueError(f"kv_memory_bytes={memory_bytes}: must be at least a block's {block_bytes}")
-    return int(memory_bytes // block_bytes)
 
 
 def _what_it_held(decision: Decision) -> tuple[int, int, tuple[tuple[int, int], ...]]:

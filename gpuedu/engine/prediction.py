@@ -6,7 +6,9 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
+from uuid import uuid4
 
+from gpuedu.checks import check_count
 from gpuedu.continuous_batching.plan import SchedulerConfig, VLLMScheduler
 from gpuedu.paged_attention.plan.counting import BlockCounter
 from gpuedu.serving.metrics import RequestLog
@@ -36,7 +38,7 @@ def measure_iterations(
     llm : LLM
         Idle; its trace stays as it is.
     batch_sizes, prompt_tokens : sequence of int
-        So many requests, with prompts so long on average, the longest three times the shortest: each
+        So many requests, with prompts so long on average, the longest up to three times the shortest: each
         combination is run. Half of the requests come at once, the others join them one an iteration, so
         that there are iterations of prompts, of decoding, and of both. Unlike lengths, because attention
         over equal ones is cheaper; and no powers of two, because kernels like those.
@@ -53,10 +55,24 @@ def measure_iterations(
 
     Raises
     ------
-    ValueError
-        If requests are under way, or one of these does not fit the KV cache or the context.
+    TypeError, ValueError
+        For a size below 1 or none at all; if requests are under way, or one of these does not fit the KV
+        cache or the context.
+
+    Notes
+    -----
+    No prompt is found in the prefix cache. Whoever interrupts it finds the engine idle, but for a static
+    batch that has begun.
     """
-    choose = random.Random(seed)
+    for name, sizes in (("batch_sizes", batch_sizes), ("prompt_tokens", prompt_tokens)):
+        if not sizes:
+            raise ValueError(f"{name}: must be at least one")
+        for size in sizes:
+            check_count(name, size)
+    check_count("output_tokens", output_tokens)
+    if llm.has_unfinished():
+        raise ValueError("measure_iterations: must have the engine to itself; requests are under way")
+    choose, salt = random.Random(seed), uuid4().hex
     vocab_size = llm.model.config.shape.vocab_size
 
     def run(batch_size: int, mean: int) -> None:
@@ -66,14 +82,13 @@ def measure_iterations(
         for n, length in enumerate(lengths):
             joins = batch_size - max(n + 1, at_once)  # who comes later
             params = SamplingParams(max_tokens=output_tokens + joins, ignore_eos=True)
-            llm.add_request([choose.randrange(vocab_size) for _ in range(length)], params)
+            prompt = [choose.randrange(vocab_size) for _ in range(length)]
+            llm.add_request(prompt, params, cache_salt=salt)
             if n + 1 >= at_once:
                 llm.step()
         while llm.has_unfinished():
             llm.step()
 
-    if llm.has_unfinished():
-        raise ValueError("measure_iterations: must have the engine to itself; requests are under way")
     kept, llm.trace = llm.trace, None
     try:
         run(batch_sizes[0], prompt_tokens[0])  # the first of all takes longer
@@ -122,7 +137,7 @@ def drive(
     Raises
     ------
     ValueError
-        If the engine keeps no trace.
+        If the engine keeps no trace, or has requests under way.
 
     Notes
     -----
@@ -133,6 +148,8 @@ def drive(
     """
     if llm.trace is None:
         raise ValueError("llm: must keep a trace (record=True)")
+    if llm.has_unfinished():
+        raise ValueError("drive: must have the engine to itself; requests are under way")
     kept, llm.trace = llm.trace, Trace()
     begin = llm.now()
     try:
@@ -240,7 +257,7 @@ def residuals(measured: RequestLog, predicted: RequestLog) -> dict[str, list[flo
     found["tpot_s"] = [
         theirs.tpot_s / ours.tpot_s - 1 for ours, theirs in pairs.values() if ours.output_tokens > 1
     ]
-    found["throughput"] = [_makespan_s(measured) / _makespan_s(predicted) - 1]
+    found["throughput"] = [throughput(predicted) / throughput(measured) - 1]
     return found
 
 
@@ -249,5 +266,6 @@ def median_residuals(found: dict[str, list[float]]) -> dict[str, float]:
     return {name: median(map(abs, values)) for name, values in found.items()}
 
 
-def _makespan_s(log: RequestLog) -> float:
-    return max(log.finish_s) - min(log.arrival_s)
+def throughput(log: RequestLog) -> float:
+    """Output tokens per second, from the first arrival to the last token."""
+    return sum(log.output_tokens) / (max(log.finish_s) - min(log.arrival_s))

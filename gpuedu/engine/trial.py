@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from gpuedu.checks import check_count
 from gpuedu.serving.metrics import RequestLog
-from gpuedu.serving.step_cost import PiecewiseStepCost, fit_piecewise_step_cost
+from gpuedu.serving.step_cost import ConstantStepCost, PiecewiseStepCost, fit_piecewise_step_cost
 from gpuedu.serving.workload import Request
 
 from .llm import LLM
@@ -43,7 +43,7 @@ class Trial:
         return _pooled(map(residuals, self.measured, self.replayed))
 
     def scatter(self) -> dict[str, list[float]]:
-        """How far each run is off, were it predicted by the run before: what the machine does not repeat."""
+        """How far each run is off the run before it: what the machine does not repeat, of both."""
         return _pooled(residuals(later, before) for before, later in pairwise(self.measured))
 
 
@@ -77,8 +77,9 @@ def run_trial(
     Raises
     ------
     TypeError, ValueError
-        For fewer than 2 runs, or an engine that keeps no trace, finds prefixes, or has another scheduler:
-        :func:`~gpuedu.engine.predict` knows none of that.
+        Before anything is measured: for fewer than 2 runs, an engine that keeps no trace, finds prefixes, or
+        has another scheduler (:func:`~gpuedu.engine.predict` knows none of that), requests that cannot be
+        simulated, or answers that are all too short for a fit to a run's own iterations.
 
     Notes
     -----
@@ -94,7 +95,11 @@ def run_trial(
         raise ValueError("llm: must have the scheduler that its limits make, not one of its own")
     if llm.kv.enable_prefix_caching:
         raise ValueError("llm: must not find prefixes (enable_prefix_caching=False)")
+    longest = max((request.output_tokens for request in workload), default=0)
+    if longest < 5:
+        raise ValueError(f"workload: the longest answer has {longest} tokens, one must have at least 5")
     blocks = {"num_blocks": llm.kv.num_blocks, "block_size": llm.kv.block_size}
+    predict(workload, ConstantStepCost(1.0), llm.config, **blocks)
     measured, predicted, replayed, step_costs = [], [], [], []
     before = measure_iterations(llm, **measurement)
     for _ in range(runs):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 import gpuedu.engine.__main__ as command
 from gpuedu.continuous_batching.plan import SchedulerConfig, VLLMScheduler
 from gpuedu.engine import (
     LLM,
+    SamplingParams,
     drive,
     measure_iterations,
     measure_step_cost,
@@ -23,6 +29,7 @@ from gpuedu.serving.simulator import Replica, simulate
 from gpuedu.serving.step_cost import LinearStepCost
 from gpuedu.serving.workload import Poisson, Request, Uniform, make_requests
 
+MEASUREMENTS = Path(__file__).parents[2] / "measurements"
 COST = LinearStepCost(0.02, token_s=0.0007, decode_s=0.003, context_s=2e-5, pair_s=1e-6)
 
 
@@ -223,6 +230,95 @@ def test_one_run_is_no_trial(model):
         run_trial(llm, [Request(0, 0.0, 5, 1)], runs=1)
 
 
+@pytest.mark.parametrize(
+    ("workload", "match"),
+    [
+        ([Request(0, 0.0, 16, 4)], "longest answer has 4 tokens"),
+        ([], "longest answer has 0 tokens"),
+        ([Request(0, 0.0, 16, 9), Request(0, 1.0, 16, 9)], "ids that differ"),
+        ([Request(0, 0.0, 600, 900)], "tokens"),
+    ],
+)
+def test_nothing_is_measured_for_requests_that_cannot_be_tried(model, monkeypatch, workload, match):
+    llm = LLM(model, num_blocks=64, enable_prefix_caching=False, record=True)
+    monkeypatch.setattr(llm, "step", None)
+    with pytest.raises(ValueError, match=match):
+        run_trial(llm, workload)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"batch_sizes": ()}, "batch_sizes: must be at least one"),
+        ({"batch_sizes": (0,)}, "batch_sizes=0"),
+        ({"prompt_tokens": (16, -1)}, "prompt_tokens=-1"),
+        ({"output_tokens": 0}, "output_tokens=0"),
+    ],
+)
+def test_a_measurement_of_nothing(model, options, match):
+    with pytest.raises(ValueError, match=match):
+        measure_iterations(LLM(model, num_blocks=64), **options)
+
+
+def test_a_measurement_finds_no_prefix_of_the_one_before(model):
+    llm = LLM(model, num_blocks=300)
+    first, second = (measure_iterations(llm, batch_sizes=(3,), prompt_tokens=(40, 60)) for _ in range(2))
+    assert [iteration[1:] for iteration in first] == [iteration[1:] for iteration in second]
+    kinds = {(bool(iteration.decodes), bool(iteration.chunks)) for iteration in first}
+    assert kinds == {(False, True), (True, False), (True, True)}
+
+
+def test_an_engine_that_is_not_idle(model):
+    llm = LLM(model, num_blocks=64, record=True)
+    name = llm.add_request([1, 2, 3], SamplingParams(max_tokens=9))
+    for busy in (lambda: drive(llm, [Request(5, 0.0, 4, 2)]), lambda: measure_iterations(llm)):
+        with pytest.raises(ValueError, match="must have the engine to itself"):
+            busy()
+    llm.abort(name)
+    assert llm.kv.num_free_blocks == 64
+
+
+@pytest.mark.parametrize("bad", [["--runs", "1"], ["--requests", "0"], ["--rate", "0"], ["--rate", "nan"]])
+def test_the_command_refuses_at_once(monkeypatch, capsys, bad):
+    monkeypatch.setattr("sys.argv", ["engine", *bad])
+    monkeypatch.setattr(command.tinylm, "smollm2_or_target", None)
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "--runs at least 2" in capsys.readouterr().err
+
+
+def stored_times(log):
+    """Of each request: first token, a token after it, whole answer."""
+    log = {name: np.array(column) for name, column in log.items()}
+    first, whole = log["first_token_s"] - log["arrival_s"], log["finish_s"] - log["arrival_s"]
+    return {
+        "ttft_s": first, "tpot_s": (whole - first) / (log["output_tokens"] - 1), "latency_s": whole
+    }  # fmt: skip
+
+
+def test_the_stored_trial_is_within_its_bar():
+    """The table of the book: recomputed from the raw times, and under 15 % in the median."""
+    report = json.loads((MEASUREMENTS / "serving_prediction.json").read_text())
+    assert [result["model"] for result in report["results"]] == ["tinylm", "SmolLM2-135M-Instruct"]
+    for result in report["results"]:
+        runs = result["runs"]
+        assert len(runs) >= 3
+        assert all(len(log["request_id"]) == report["requests"] for run in runs for log in run.values())
+        pairs = {how: [(run["measured"], run[how]) for run in runs] for how in ("predicted", "replayed")}
+        pairs["run_to_run"] = [(late["measured"], soon["measured"]) for soon, late in pairwise(runs)]
+        for how, logs in pairs.items():
+            off = {"ttft_s": [], "tpot_s": [], "latency_s": []}
+            for ours, theirs in logs:
+                assert ours["request_id"] == theirs["request_id"]
+                seen, foretold = stored_times(ours), stored_times(theirs)
+                for name, values in off.items():
+                    values += list(abs(foretold[name] / seen[name] - 1))
+            for name, values in off.items():
+                stored = result["median_residuals"][how][name]
+                assert np.median(values) == pytest.approx(stored, rel=0.02)
+                assert how == "run_to_run" or stored < 0.15
+
+
 def test_the_command_prints_measured_and_predicted(make_model, monkeypatch, capsys):
     model = make_model(context_length=512)
     monkeypatch.setattr(command.tinylm, "smollm2_or_target", lambda: ("small", model, None))
@@ -232,7 +328,7 @@ def test_the_command_prints_measured_and_predicted(make_model, monkeypatch, caps
     assert lines[0].startswith("small, ms of an iteration by its tokens: 1: ")
     assert lines[2].split() == ["measured", "predicted", "predicted", "replayed", "run", "to", "run"]
     rows = [line.split() for line in lines[3:7]]
-    assert [row[0] for row in rows] == ["ttft_s", "tpot_s", "latency_s", "throughput"]
+    assert [row[0] for row in rows] == ["ttft_s", "tpot_s", "latency_s", "tokens/s"]
     for row in rows:
         assert float(row[1]) > 0 and float(row[2]) > 0
         assert all(value.endswith("%") for value in row[3:]) and len(row) == 6

@@ -170,6 +170,7 @@ def test_what_was_measured_is_what_the_package_carries():
 def test_points_are_the_measurements(small, calibration, text):
     figure = tradeoff.figure(**tradeoff.defaults | {"small": small, "calibration": calibration, "text": text})
     (full,) = [m for m in MEASURED if m.model == small and m.method == "fp32"]
+    drawn_times = 0  # points of several draws of calibration texts
     for method, name in (("rtn", "To nearest"), ("gptq", "GPTQ"), ("awq", "AWQ")):
         drawn = trace(figure, name)
         assert drawn["x"] == sorted(drawn["x"])
@@ -180,10 +181,14 @@ def test_points_are_the_measurements(small, calibration, text):
                 m for m in MEASURED
                 if (m.model, m.method, m.bits, m.group) == (small, method, bits, size)
                 and m.calibration in ((None,) if method == "rtn" else (calibration, "mixed"))
-                and (bits == 8 or m.calibration in (None, calibration)) and m.seed in (None, 0)
+                and (bits == 8 or m.calibration in (None, calibration))
             ]  # fmt: skip
-            assert len(found) == 1 and found[0].bits_per_weight == x
-            assert y == pytest.approx(min(8.0, getattr(found[0], text) / getattr(full, text)))
+            assert {m.bits_per_weight for m in found} == {x}
+            assert len({m.seed for m in found}) == len(found)
+            drawn_times += len(found) > 1
+            mean = sum(getattr(m, text) for m in found) / len(found)
+            assert y == pytest.approx(min(8.0, mean / getattr(full, text)))
+    assert drawn_times == (calibration != "docs")
 
 
 @pytest.mark.parametrize("phase", ["decode", "prefill"])

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuedu.continuous_batching.plan import LeapingVLLMScheduler, SchedulerConfig
+from gpuedu.paged_attention.plan import KVCacheManager
 from gpuedu.paged_attention.plan.counting import BlockCounter
 from gpuedu.serving.simulator import LeastOutstanding, RandomChoice, Replica, RoundRobin, simulate
 from gpuedu.serving.simulator.express import serve_express
@@ -128,6 +129,41 @@ def test_where_requests_could_touch_each_other_there_is_no_lane(replicas, router
     """Four places, requests of 10 and 30 tokens: 40 tokens of prompts, 12 blocks."""
     assert serve_express(REQUEST, replicas, router) is None
     assert not any(each.usage.decisions or each.outstanding for each in replicas)
+
+
+@pytest.mark.parametrize("leap", [True, False])
+def test_times_that_do_not_fit_are_said(leap):
+    with pytest.raises(ValueError, match=r"takes longer than 9.2e\+06 s"):
+        simulate([Request(0, 0.0, 1, 30)], [replica(step_s=1e6)], leap=leap)
+    with pytest.raises(ValueError, match="must take longer than a picosecond"):
+        simulate([Request(0, 0.0, 1, 30)], [replica(step_s=1e-13)], leap=leap)
+
+
+def test_a_leaping_scheduler_needs_to_count_blocks():
+    with pytest.raises(TypeError, match="must be a BlockCounter or like one"):
+        LeapingVLLMScheduler(SchedulerConfig(), KVCacheManager(100))
+
+
+def test_a_server_for_everybody():
+    """M/M/infinity: as many places as one likes cost nothing."""
+    requests = [Request(0, 0.0, 1, 30), Request(1, 0.1, 1, 3)]
+    log = simulate(requests, [replica(10**9, blocks=10**13, max_num_batched_tokens=10**12)])
+    assert log.end_s == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("taken", [49, 50, 51])
+def test_a_cache_that_others_use_already(taken):
+    """100 blocks, half of them spared while anybody runs; four requests want two blocks each at most."""
+
+    def half_full():
+        counter = BlockCounter(100)
+        counter.num_free_blocks -= taken
+        config = SchedulerConfig(max_num_seqs=4, watermark=0.5)
+        return Replica(LeapingVLLMScheduler(config, counter), ConstantStepCost(0.01))
+
+    requests = [Request(n, 0.0, 16, 3) for n in range(4)]
+    express, loop = (simulate(requests, [half_full()], leap=leap) for leap in (True, False))
+    assert express.requests == loop.requests
 
 
 def test_just_enough_is_enough():

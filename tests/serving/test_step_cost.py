@@ -1,8 +1,10 @@
 """Step costs: rooflines against published figures, straight lines, tables, fits, capacity."""
 
 from dataclasses import replace
+from fractions import Fraction
 from random import Random
 
+import numpy as np
 import pytest
 
 from gpuedu.hardware import GPUS, LINKS
@@ -162,12 +164,37 @@ def test_slow_outliers_do_not_make_a_fit_too_fast(monkeypatch):
     fitted = fit_step_cost(rows)
     for batch in batches:
         assert fitted.seconds(*batch) == pytest.approx(truth.seconds(*batch), rel=0.03)
-    monkeypatch.setattr("gpuedu.serving.step_cost.fitted.REWEIGHTINGS", 4)
+    monkeypatch.setattr("gpuedu.serving.step_cost.least_squares.SETTLED", 1e-9)
     for batch in batches:
         assert fit_step_cost(rows).seconds(*batch) == pytest.approx(fitted.seconds(*batch), rel=1e-3)
-    monkeypatch.setattr("gpuedu.serving.step_cost.fitted.REWEIGHTINGS", 1)
+    monkeypatch.setattr("gpuedu.serving.step_cost.least_squares.PASSES", 1)
     for batch in batches:
         assert fit_step_cost(rows).seconds(*batch) < 0.9 * truth.seconds(*batch)
+
+
+@pytest.mark.parametrize("spread", [0.03, 0.01, 0.001])
+def test_what_is_nearly_the_same_is_told_apart(spread):
+    """Contexts in proportion to the sequences, or nearly: without noise the truth is found all the same."""
+    truth, dice = LinearStepCost(0.01, 2e-5, 1e-4, 1e-7), Random(3)
+    rows = []
+    for _ in range(60):
+        decodes = dice.randint(1, 32)
+        context = round(1000 * decodes * dice.uniform(1 - spread, 1 + spread))
+        chunks = ((dice.randint(1, 400), 0),) if dice.random() < 0.4 else ()
+        rows.append(Iteration(truth.seconds(decodes, context, chunks), decodes, context, chunks))
+    fitted = fit_step_cost(rows)
+    assert fitted.context_s == pytest.approx(truth.context_s, rel=1e-3)
+    assert fitted.seconds(8, 64_000) == pytest.approx(truth.seconds(8, 64_000), rel=1e-3)
+
+
+def test_seconds_may_be_any_number():
+    truth = LinearStepCost(0.5, 0.25, 0.125)
+    rows = [
+        Iteration(kind(truth.seconds(n, 0, ((n * n, 0),))), n, 0, ((n * n, 0),))
+        for n in range(1, 8)
+        for kind in (Fraction, np.float64)
+    ]
+    assert fit_step_cost(rows).seconds(2, 0) == pytest.approx(0.75)
 
 
 def test_a_fit_has_no_negative_coefficient():

@@ -23,6 +23,11 @@ class LeapingVLLMScheduler(VLLMScheduler):
     kv : BlockCounter
         Counts the blocks; empty.
 
+    Raises
+    ------
+    TypeError
+        For a KV cache that does not tell how many iterations fit.
+
     Notes
     -----
     Sequences that decode run in lockstep: one token each, every iteration. They are not touched until one
@@ -47,6 +52,8 @@ class LeapingVLLMScheduler(VLLMScheduler):
     """
 
     def __init__(self, config: SchedulerConfig, kv: BlockCounter) -> None:
+        if not hasattr(kv, "iterations_that_fit"):
+            raise TypeError(f"kv={kv!r}: must be a BlockCounter or like one; VLLMScheduler takes any manager")
         super().__init__(config, kv)
         self._group: dict[Sequence, int] = {}  # member: the iteration after which it joined
         self._last_place = 0  # no member was admitted later than this
@@ -181,7 +188,7 @@ class LeapingVLLMScheduler(VLLMScheduler):
             config.policy == "fcfs"
             and config.enable_chunked_prefill
             and config.max_num_seqs * prompt_tokens <= config.max_num_batched_tokens
-            and blocks <= (1 - config.watermark) * kv.num_free_blocks
+            and blocks + self._watermark_blocks <= kv.num_free_blocks
             and not 0 < config.long_prefill_token_threshold < prompt_tokens
         )
 

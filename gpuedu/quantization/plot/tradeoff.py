@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import log10
+from statistics import fmean
 
 from gpuedu.explorer import Choice, Explorer, Preset, Real, Table
 from gpuedu.hardware import GPUS
@@ -54,16 +55,20 @@ def _work(name: str, large: str, gpu: str, phase: str, batch: int, tokens: int) 
 
 
 def _measured(small: str, text: str, method: str, calibration: str) -> list[tuple[Measured, float]]:
-    """Results of a method, by bits a weight takes, and their perplexity over the unquantized one's."""
+    """Results of a method, by bits a weight takes, and their perplexity over the unquantized one's.
+
+    Where several draws of calibration texts were measured, the mean of their perplexities.
+    """
     (full,) = (m for m in MEASURED if m.model == small and m.method == "fp32")
     seen = None if method == "rtn" else calibration
-    found = [
-        m
-        for m in MEASURED
-        if m.model == small and m.method == method and m.calibration in (seen, _only(m, seen)) and not m.seed
+    draws: dict[tuple, list[Measured]] = {}
+    for m in MEASURED:
+        if m.model == small and m.method == method and m.calibration in (seen, _only(m, seen)):
+            draws.setdefault((m.bits_per_weight, m.bits, m.group), []).append(m)
+    return [
+        (found[0], fmean(getattr(m, text) for m in found) / getattr(full, text))
+        for _, found in sorted(draws.items(), key=lambda draw: draw[0][0])
     ]
-    found.sort(key=lambda m: m.bits_per_weight)
-    return [(m, getattr(m, text) / getattr(full, text)) for m in found]
 
 
 def _only(m: Measured, seen: str | None) -> str | None:

@@ -20,6 +20,9 @@ from .routing import RoundRobin, Router
 LATEST_S = 4e6
 """Arrivals are no later: times are kept as whole picoseconds in 64 bits, and serving takes its time."""
 
+LAST_S = (2**63 - 1) / TICKS
+_TOO_LONG = f"requests: serving them takes longer than {LAST_S:.2g} s, and picoseconds are kept in 64 bits"
+
 _END, _ASK = 0, 2  # at one tick: decisions end, then requests arrive, then new decisions are made
 
 
@@ -83,7 +86,8 @@ def simulate(
     ------
     ValueError
         For no replica, no request, ids that are not unlike, a request that cannot be served or comes after
-        46 days, a replica that has been used, and replicas that share a scheduler or a KV cache.
+        46 days, serving that takes longer than 106, a replica that has been used, and replicas that share a
+        scheduler or a KV cache.
 
     Notes
     -----
@@ -115,12 +119,18 @@ def simulate(
     if leap and closed_loop is None and not record_iterations:
         log = serve_express(requests, replicas, router)
         if log is not None:
-            return SimulationLog(log, [replica.usage for replica in replicas], None, max(log.finish_s))
+            end_s = max(log.finish_s)
+            if end_s > LAST_S:
+                raise ValueError(_TOO_LONG)
+            return SimulationLog(log, [replica.usage for replica in replicas], None, end_s)
     run = _Run(requests, replicas, router, leap, record_iterations)
-    if closed_loop is None:
-        run.open_loop()
-    else:
-        run.closed_loop(closed_loop, Random(f"{seed} think"))
+    try:
+        if closed_loop is None:
+            run.open_loop()
+        else:
+            run.closed_loop(closed_loop, Random(f"{seed} think"))
+    except OverflowError:
+        raise ValueError(_TOO_LONG) from None
     return run.log()
 
 

@@ -15,6 +15,7 @@ from heapq import heappop, heappush, heapreplace
 from operator import add, attrgetter
 
 from gpuedu.continuous_batching.plan import LeapingVLLMScheduler
+from gpuedu.paged_attention.plan.counting import BlockCounter
 from gpuedu.serving.metrics import RequestLog
 from gpuedu.serving.step_cost import ConstantStepCost
 from gpuedu.serving.workload import Request
@@ -48,7 +49,9 @@ def _is_regular(replica: Replica) -> bool:
     """Whether its iterations take the same time, and its scheduler is one that knows what it can promise."""
     return (
         type(replica.step_cost) is ConstantStepCost
+        and to_ticks(replica.step_cost.iteration_s) > 0
         and type(replica.scheduler) is LeapingVLLMScheduler  # one that inherits may decide otherwise
+        and type(replica.scheduler.kv) is BlockCounter
     )
 
 
@@ -97,7 +100,7 @@ def _lane(replica: Replica, indices: list[int], ticks: list[int], log: RequestLo
     """
     step = to_ticks(replica.step_cost.iteration_s)
     step_s = step / TICKS
-    places = [0] * replica.scheduler.config.max_num_seqs
+    places = [0] * min(replica.scheduler.config.max_num_seqs, len(ticks))
     arrivals, starts, firsts, ends = log.arrival_s, log.start_s, log.first_token_s, log.finish_s
     outputs, gaps = log.output_tokens, log.worst_gap_s
     origin = idle_from = busy = in_system = 0

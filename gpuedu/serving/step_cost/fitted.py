@@ -78,12 +78,6 @@ class LinearStepCost:
         return self.block_s * blocks
 
 
-def _features(iteration: Iteration) -> tuple[float, ...]:
-    tokens = sum(new for new, _ in iteration.chunks)
-    pairs = sum(new * context + new * (new + 1) / 2 for new, context in iteration.chunks)
-    return (1.0, tokens, iteration.decodes, iteration.context_tokens, pairs)
-
-
 def fit_step_cost(measured: Sequence[Iteration]) -> LinearStepCost:
     """The linear step cost closest to a measurement.
 
@@ -100,7 +94,7 @@ def fit_step_cost(measured: Sequence[Iteration]) -> LinearStepCost:
     Raises
     ------
     ValueError
-        For fewer than five iterations, or one that took no time.
+        For fewer than five iterations, or one that took no time or held no token.
 
     Notes
     -----
@@ -124,10 +118,16 @@ def fit_step_cost(measured: Sequence[Iteration]) -> LinearStepCost:
 
 
 def check_measured(measured: Sequence[Iteration], coefficients: int) -> None:
-    """Raise unless so many coefficients can be fitted to these iterations."""
+    """Raise unless so many coefficients can be fitted to these iterations, and each can be."""
     if len(measured) < coefficients:
         raise ValueError(
             f"measured: {len(measured)} iterations, must be at least {coefficients} for as many coefficients"
         )
     for iteration in measured:
         check_amount("seconds", iteration.seconds, positive=True)
+        check_amount("decodes", iteration.decodes)
+        check_amount("context_tokens", iteration.context_tokens)
+        for name, counts in zip(("new tokens", "context"), zip(*iteration.chunks, strict=True), strict=False):
+            check_amount(name, min(counts))
+        if not iteration.decodes + iteration.new_tokens:
+            raise ValueError(f"measured: {iteration!r} must hold a token")

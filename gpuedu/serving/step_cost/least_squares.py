@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
+from operator import mul
 
-REWEIGHTINGS = 3  # another moves no time by a thousandth: tested
-SWEEPS = 5000
+SETTLED = 1e-4
+"""Weights have settled when another pass would move no fitted time by more than this share of it."""
+PASSES = 50
+RIDGE, TOLERANCE = 1e-12, 1e-11  # of a column's square, of its product with what is fitted
 
 
 def fit_seconds(features: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
@@ -28,7 +32,7 @@ def fit_seconds(features: Sequence[Sequence[float]], seconds: Sequence[float]) -
     -----
     Errors relative to the *measured* seconds would make slow outliers count less than fast ones, and the
     fit too fast, by about twice the squared coefficient of variation: on a machine whose times vary by 25 %,
-    an eighth. So the weights come from the fit before, a few times over (iteratively reweighted least
+    an eighth. So the weights come from the fit before, until they settle (iteratively reweighted least
     squares; the fixed point is that of a quasi-likelihood with a constant coefficient of variation).
 
     Examples
@@ -36,42 +40,101 @@ def fit_seconds(features: Sequence[Sequence[float]], seconds: Sequence[float]) -
     >>> [round(c, 6) for c in fit_seconds([[1, 0], [1, 1], [1, 2], [1, 4]], [3.0, 5.0, 7.0, 11.0])]
     [3.0, 2.0]
     """
-    weights = seconds
-    for _ in range(REWEIGHTINGS):
-        coefficients = _weighted(features, seconds, weights)
-        weights = [
-            sum(value * c for value, c in zip(row, coefficients, strict=True)) or measured
-            for row, measured in zip(features, seconds, strict=True)
-        ]
+    rows = [[float(value) for value in row] for row in features]
+    weights = wanted = [float(value) for value in seconds]
+    for _ in range(PASSES):
+        coefficients = _weighted(rows, wanted, weights)
+        fitted = [_dot(row, coefficients) or measured for row, measured in zip(rows, wanted, strict=True)]
+        moved = max(abs(now / before - 1) for now, before in zip(fitted, weights, strict=True))
+        weights = fitted
+        if moved < SETTLED:
+            break
     return coefficients
 
 
-def _weighted(
-    features: Sequence[Sequence[float]], seconds: Sequence[float], weights: Sequence[float]
-) -> list[float]:
-    """Coefficients >= 0 that minimize the sum of (error / weight) squared.
+def _dot(left: Sequence[float], right: Sequence[float]) -> float:
+    return sum(map(mul, left, right))
 
-    Coordinate descent: each coefficient in turn goes to its best value, or to 0 if that is negative. The
-    problem is convex, so this converges to the optimum.
+
+def _weighted(
+    rows: Sequence[Sequence[float]], wanted: Sequence[float], weights: Sequence[float]
+) -> list[float]:
+    """Coefficients >= 0 that minimize the sum of (error / weight) squared."""
+    columns = [
+        [value / weight for value, weight in zip(column, weights, strict=True)]
+        for column in zip(*rows, strict=True)
+    ]
+    scale = [sqrt(_dot(column, column)) or 1.0 for column in columns]
+    columns = [[value / size for value in column] for column, size in zip(columns, scale, strict=True)]
+    target = [value / weight for value, weight in zip(wanted, weights, strict=True)]
+    gram = [[_dot(left, right) for right in columns] for left in columns]
+    solved = nonnegative(gram, [_dot(column, target) for column in columns])
+    return [value / size for value, size in zip(solved, scale, strict=True)]
+
+
+def nonnegative(gram: Sequence[Sequence[float]], target: Sequence[float]) -> list[float]:
+    """The x >= 0 that minimizes ``x G x / 2 - x t``, by active sets.
+
+    Parameters
+    ----------
+    gram : sequence of sequence of float
+        (n, n), symmetric and positive semidefinite, 1 or 0 on the diagonal.
+    target : sequence of float
+        (n,).
+
+    Returns
+    -------
+    list of float
+
+    References
+    ----------
+    Lawson, Hanson. Solving least squares problems. 1974, chapter 23; on the normal equations, as Bro, de
+    Jong. Journal of Chemometrics 11, 1997.
     """
-    rows = [[value / weight for value in row] for row, weight in zip(features, weights, strict=True)]
-    wanted = [value / weight for value, weight in zip(seconds, weights, strict=True)]
-    places = range(len(rows[0]))
-    scale = [max(row[j] for row in rows) or 1.0 for j in places]
-    rows = [[value / size for value, size in zip(row, scale, strict=True)] for row in rows]
-    gram = [[sum(row[i] * row[j] for row in rows) for j in places] for i in places]
-    target = [sum(row[i] * want for row, want in zip(rows, wanted, strict=True)) for i in places]
-    coefficients = [0.0 for _ in places]
-    for _ in range(SWEEPS):
-        largest = 0.0
-        for i in places:
-            own = gram[i][i]
-            if own == 0:
-                continue
-            rest = target[i] - sum(map(float.__mul__, gram[i], coefficients)) + own * coefficients[i]
-            best = max(0.0, rest / own)
-            largest = max(largest, abs(best - coefficients[i]))
-            coefficients[i] = best
-        if largest < 1e-13:
-            break
-    return [value / size for value, size in zip(coefficients, scale, strict=True)]
+    found = [0.0] * len(target)
+    free: list[int] = []  # the others are 0
+    barred: set[int] = set()  # would be negative at once: rounding alone asks for them
+    least = TOLERANCE * max(map(abs, target))
+    while True:
+        slope = {i: target[i] - _dot(gram[i], found) for i in range(len(target)) if i not in free}
+        rising = {i: s for i, s in slope.items() if s > least and i not in barred}
+        if not rising:
+            return found
+        entered = max(rising, key=rising.__getitem__)
+        free.append(entered)
+        solved = _solve(gram, target, free)
+        if solved[-1] <= 0:
+            barred.add(free.pop())
+            continue
+        barred.clear()
+        while min(solved) <= 0:
+            share = min(
+                found[i] / (found[i] - value) for i, value in zip(free, solved, strict=True) if value <= 0
+            )
+            for i, value in zip(free, solved, strict=True):
+                found[i] += share * (value - found[i])
+            kept = [i for i, value in zip(free, solved, strict=True) if value > 0 or found[i] > least]
+            for i in set(free) - set(kept):
+                found[i] = 0.0
+            free = kept
+            solved = _solve(gram, target, free)
+        for i, value in zip(free, solved, strict=True):
+            found[i] = value
+
+
+def _solve(gram: Sequence[Sequence[float]], target: Sequence[float], places: Sequence[int]) -> list[float]:
+    """The x without bounds, of some places, by Cholesky; a ridge shares what cannot be told apart."""
+    lower: list[list[float]] = []
+    solved: list[float] = []
+    for n, i in enumerate(places):
+        row: list[float] = []
+        for m, j in enumerate(places[:n]):
+            row.append((gram[i][j] - _dot(row, lower[m][:m])) / lower[m][m])
+        row.append(sqrt(max(gram[i][i] * (1 + RIDGE) - _dot(row, row), RIDGE)))
+        solved.append((target[i] - _dot(row[:n], solved)) / row[n])
+        lower.append(row)
+    for n in reversed(range(len(places))):
+        solved[n] = (solved[n] - sum(lower[m][n] * solved[m] for m in range(n + 1, len(places)))) / lower[n][
+            n
+        ]
+    return solved

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import inf
 
 from gpuedu.checks import check_amount, check_count
 
@@ -80,10 +82,12 @@ class PiecewiseStepCost:
         knots, times = self.knots, self.knots_s
         if tokens <= knots[0] or len(knots) == 1:
             return times[0]
-        if tokens <= knots[-1]:
-            return sum(share * times[place] for place, share in around(knots, tokens))
-        slope = max(0.0, times[-1] - times[-2]) / (knots[-1] - knots[-2])
-        return times[-1] + slope * (tokens - knots[-1])
+        after = min(bisect_left(knots, tokens), len(knots) - 1)
+        rise = times[after] - times[after - 1]
+        if tokens > knots[-1]:
+            rise = max(0.0, rise)
+            return times[-1] + rise * (tokens - knots[-1]) / (knots[-1] - knots[-2])
+        return times[after - 1] + rise * (tokens - knots[after - 1]) / (knots[after] - knots[after - 1])
 
     def line(self, decodes: int, context_tokens: int) -> Line:
         """Without chunks, seconds over the context."""
@@ -106,17 +110,6 @@ def check_knots(knots: Sequence[int]) -> None:
         before = knot
 
 
-def around(knots: Sequence[int], tokens: int) -> list[tuple[int, float]]:
-    """The places of the knots on both sides, and the share of each; of one, at it and outside all."""
-    if tokens <= knots[0]:
-        return [(0, 1.0)]
-    if tokens >= knots[-1]:
-        return [(len(knots) - 1, 1.0)]
-    after = bisect_left(knots, tokens)
-    share = (tokens - knots[after - 1]) / (knots[after] - knots[after - 1])
-    return [(after - 1, 1 - share), (after, share)] if share < 1 else [(after, 1.0)]
-
-
 def fit_piecewise_step_cost(
     measured: Sequence[Iteration], knots: Sequence[int] | None = None
 ) -> PiecewiseStepCost:
@@ -125,28 +118,31 @@ def fit_piecewise_step_cost(
     Parameters
     ----------
     measured : sequence of Iteration
-        As many as there are coefficients, at least: one for each knot, and three.
+        At least five, and three more than there are knots.
     knots : sequence of int, optional
         Tokens of an iteration, rising, from the fewest measured to the most; each with a measurement between
-        its neighbors. Otherwise numbers of tokens that were measured, so far apart that each is 1.4
-        times the one before.
+        its neighbors. Otherwise numbers of tokens that were measured, some distance apart:
+        :func:`spaced`.
 
     Returns
     -------
     PiecewiseStepCost
-        No time below 0; each iteration's error counts in proportion to the fitted seconds.
+        No time below 0, none at a knot below that at the knot before; each iteration's error counts in
+        proportion to the fitted seconds.
 
     Raises
     ------
     TypeError, ValueError
-        For too few iterations, one that took no time, or knots that do not rise, leave out what was
-        measured, or have nothing measured beside them.
+        For too few iterations, one that took no time or held no token, or knots that do not rise, leave out
+        what was measured, or have nothing measured beside them.
 
     Notes
     -----
-    Non-negative least squares over hat functions, :func:`fit_seconds`. What a sequence costs beyond its
-    token (``decode_s``) is told from the knots by iterations that hold both prompts and sequences that
-    decode; measure some.
+    Non-negative least squares over the first time and the rises from knot to knot. What a sequence costs
+    beyond its token (``decode_s``) is told from these by iterations that hold both prompts and sequences that
+    decode; what a pair costs (``pair_s``) by prompts with and without context. Where these were not measured,
+    the knots take them in, and batches of another kind are told less well: a prompt longer than any measured
+    above all.
 
     Examples
     --------
@@ -158,32 +154,59 @@ def fit_piecewise_step_cost(
     >>> [round(seconds, 4) for seconds in fitted.knots_s]
     [0.01, 0.011, 0.05]
     """
-    tokens = [iteration.decodes + iteration.new_tokens for iteration in measured]
-    knots = spaced(tokens) if knots is None else tuple(knots)
-    check_measured(measured, len(knots) + 3)
+    check_measured(measured, 5 if knots is None else max(5, len(knots) + 3))
+    tokens = sorted(iteration.decodes + iteration.new_tokens for iteration in measured)
+    knots = spaced(tokens, len(measured) - 3) if knots is None else tuple(knots)
     check_knots(knots)
-    if min(tokens) < knots[0] or max(tokens) > knots[-1]:
-        raise ValueError(f"knots={knots}: must reach from {min(tokens)} to {max(tokens)} tokens, as measured")
-    features = []
-    for iteration, count in zip(measured, tokens, strict=True):
-        hats = [0.0] * len(knots)
-        for place, share in around(knots, count):
-            hats[place] = share
-        features.append((*hats, iteration.decodes, iteration.context_tokens, iteration.pairs))
-    for place, knot in enumerate(knots):
-        if not any(row[place] for row in features):
+    if tokens[0] < knots[0] or tokens[-1] > knots[-1]:
+        raise ValueError(f"knots={knots}: must reach from {tokens[0]} to {tokens[-1]} tokens, as measured")
+    for before, knot, after in zip((0, *knots), knots, (*knots[1:], inf), strict=False):
+        if bisect_right(tokens, before) == bisect_left(tokens, after):
             raise ValueError(f"knots: nothing was measured beside {knot} tokens")
+    features = [
+        (
+            *rises(knots, iteration.decodes + iteration.new_tokens),
+            iteration.decodes,
+            iteration.context_tokens,
+            iteration.pairs,
+        )
+        for iteration in measured
+    ]
     fitted = fit_seconds(features, [iteration.seconds for iteration in measured])
-    return PiecewiseStepCost(knots, tuple(fitted[: len(knots)]), *fitted[len(knots) :])
+    times = accumulate(fitted[: len(knots)])
+    return PiecewiseStepCost(knots, tuple(times), *fitted[len(knots) :])
 
 
-def spaced(tokens: Iterable[int]) -> tuple[int, ...]:
-    """Some of these numbers, the least and the greatest among them, ``SPACING`` times apart."""
-    chosen: list[int] = []
+def rises(knots: Sequence[int], tokens: int) -> list[float]:
+    """The first time, and the share of each rise from knot to knot, that so many tokens take."""
+    shares = [min(1.0, max(0.0, (tokens - before) / (knot - before))) for before, knot in pairwise(knots)]
+    return [1.0, *shares]
+
+
+def spaced(tokens: Iterable[int], most: int | None = None) -> tuple[int, ...]:
+    """Some of these numbers: the least, the greatest, and between them those that are far enough apart.
+
+    Parameters
+    ----------
+    tokens : iterable of int
+        At least one.
+    most : int, optional
+        So many at most, at least 2.
+
+    Returns
+    -------
+    tuple of int
+        Rising, each 1.4 times the one before, or as much more as it takes; but for the last two.
+    """
     rising = sorted(set(tokens))
-    for number in rising:
-        if not chosen or number >= SPACING * chosen[-1]:
-            chosen.append(number)
-    if rising and chosen[-1] != rising[-1]:
-        chosen[-1:] = [rising[-1]] if len(chosen) > 1 else [chosen[-1], rising[-1]]
-    return tuple(chosen)
+    spacing = SPACING
+    while True:
+        chosen = rising[:1]
+        for number in rising:
+            if number >= spacing * chosen[-1]:
+                chosen.append(number)
+        if chosen[-1] != rising[-1]:
+            chosen[1:] = [*chosen[1:-1], rising[-1]]
+        if most is None or len(chosen) <= most:
+            return tuple(chosen)
+        spacing *= SPACING
