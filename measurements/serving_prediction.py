@@ -28,8 +28,9 @@ COLUMNS = ("request_id", "arrival_s", "start_s", "first_token_s", "finish_s", "o
 METHOD = (
     f"{REQUESTS} requests, Poisson arrivals at {LOAD:.0%} of the rate at which the simulator clears as many "
     f"at once, prompts of {PROMPT.low} to {PROMPT.high} random tokens, answers of {OUTPUT.low} to "
-    f"{OUTPUT.high}, end of text ignored, float32, {SLOTS} sequences at once; the same requests {RUNS} times. 'predicted': by a step cost fitted to iterations of "
-    "other batches, measured before and after the run. 'replayed': by one fitted to the run's own iterations."
+    f"{OUTPUT.high}, end of text ignored, float32, {SLOTS} sequences at once; the same requests {RUNS} "
+    "times. 'predicted': by a step cost fitted to iterations of other batches, measured before and after the "
+    "run. 'replayed': by one fitted to the run's own iterations."
 )
 
 
