@@ -121,8 +121,8 @@ def fit_piecewise_step_cost(
         At least five, and three more than there are knots.
     knots : sequence of int, optional
         Tokens of an iteration, rising, from the fewest measured to the most; each with a measurement between
-        its neighbors. Otherwise numbers of tokens that were measured, some distance apart:
-        :func:`spaced`.
+        its neighbors. Otherwise numbers of tokens that were measured, each at least 1.4 times the one
+        before.
 
     Returns
     -------
