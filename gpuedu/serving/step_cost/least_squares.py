@@ -93,27 +93,23 @@ def nonnegative(gram: Sequence[Sequence[float]], target: Sequence[float]) -> lis
     """
     found = [0.0] * len(target)
     free: list[int] = []  # the others are 0
-    barred: set[int] = set()  # would be negative at once: rounding alone asks for them
     least = TOLERANCE * max(map(abs, target))
     while True:
         slope = {i: target[i] - _dot(gram[i], found) for i in range(len(target)) if i not in free}
-        rising = {i: s for i, s in slope.items() if s > least and i not in barred}
-        if not rising:
+        entered = max(slope, key=slope.__getitem__, default=None)
+        if entered is None or slope[entered] <= least:
             return found
-        entered = max(rising, key=rising.__getitem__)
         free.append(entered)
         solved = _solve(gram, target, free)
-        if solved[-1] <= 0:
-            barred.add(free.pop())
-            continue
-        barred.clear()
+        if solved[-1] <= 0:  # rounding alone asked for it
+            return found
         while min(solved) <= 0:
-            share = min(
-                found[i] / (found[i] - value) for i, value in zip(free, solved, strict=True) if value <= 0
-            )
-            for i, value in zip(free, solved, strict=True):
-                found[i] += share * (value - found[i])
-            kept = [i for i, value in zip(free, solved, strict=True) if value > 0 or found[i] > least]
+            now = dict(zip(free, solved, strict=True))
+            shares = {i: found[i] / (found[i] - value) for i, value in now.items() if value <= 0}
+            first = min(shares, key=shares.__getitem__)  # to reach 0 on the way
+            for i, value in now.items():
+                found[i] += shares[first] * (value - found[i])
+            kept = [i for i in free if i != first and (now[i] > 0 or found[i] > least)]
             for i in set(free) - set(kept):
                 found[i] = 0.0
             free = kept
