@@ -132,6 +132,17 @@ def test_noise_makes_no_time_fall(seed):
     assert fitted.seconds(1, 0) > 0.004
 
 
+def test_a_wild_scatter_settles_or_is_said(monkeypatch):
+    """Times that vary by as much as they are long: these rows swing for ever without inertia."""
+    truth = PiecewiseStepCost((1, 64, 1200), (0.02, 0.05, 1.4), 0.001, 2e-6, 4e-8)
+    rows = measured(truth, 300, noise=1.0, seed=14)
+    fitted = fit_piecewise_step_cost(rows)
+    assert fitted.seconds(8, 2000) == pytest.approx(truth.seconds(8, 2000), rel=0.5)
+    monkeypatch.setattr("gpuedu.serving.step_cost.least_squares.INERTIA", 0.0)
+    with pytest.raises(ValueError, match="weights do not settle"):
+        fit_piecewise_step_cost(rows)
+
+
 @given(st.lists(st.integers(1, 64), min_size=5, max_size=12))
 def test_any_five_iterations_can_be_fitted(tokens):
     rows = [Iteration(0.01 * (n + 1), n, 10 * n) for n in tokens]

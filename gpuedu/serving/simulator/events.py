@@ -129,8 +129,8 @@ def simulate(
             run.open_loop()
         else:
             run.closed_loop(closed_loop, Random(f"{seed} think"))
-    except OverflowError:
-        raise ValueError(_TOO_LONG) from None
+    except OverflowError as error:
+        raise ValueError(_TOO_LONG) from error
     return run.log()
 
 

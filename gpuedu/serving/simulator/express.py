@@ -1,8 +1,8 @@
 """Requests that do not touch each other: queues with several servers, request by request.
 
 Where every iteration takes the same time and a scheduler promises that neither its tokens nor its blocks run
-out, all that a request waits for is a place. Then no decision is needed an event: the router chooses, a heap
-of the times at which places become free says the rest, and the log is that of the event loop.
+out, all that a request waits for is a place. Then no event needs a decision: the router chooses, a heap of
+the times at which places become free says the rest, and the log is that of the event loop.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def serve_express(requests: Items[Request], replicas: Items[Replica], router: Ro
     -------
     RequestLog or None
         None, and nothing has changed, if a replica could let one request wait for another's tokens or blocks,
-        or the router looks at more of a replica than what it has outstanding.
+        or the router may look at more of a replica than the number of its outstanding requests.
     """
     if type(router) not in (RoundRobin, RandomChoice, LeastOutstanding):
         return None

@@ -8,7 +8,9 @@ from operator import mul
 
 SETTLED = 1e-4
 """Weights have settled when another pass would move no fitted time by more than this share of it."""
-PASSES = 50
+PASSES = 300
+INERTIA = 0.3
+"""Share that the weights before keep, in logarithms: without any, times that scatter widely can swing."""
 RIDGE, TOLERANCE = 1e-12, 1e-11  # of a column's square, of its product with what is fitted
 
 
@@ -28,6 +30,11 @@ def fit_seconds(features: Sequence[Sequence[float]], seconds: Sequence[float]) -
         Each measurement's error counts in proportion to its fitted seconds. 0 for a feature that is 0
         everywhere.
 
+    Raises
+    ------
+    ValueError
+        If the weights do not settle.
+
     Notes
     -----
     Errors relative to the *measured* seconds would make slow outliers count less than fast ones, and the
@@ -46,10 +53,12 @@ def fit_seconds(features: Sequence[Sequence[float]], seconds: Sequence[float]) -
         coefficients = _weighted(rows, wanted, weights)
         fitted = [_dot(row, coefficients) or measured for row, measured in zip(rows, wanted, strict=True)]
         moved = max(abs(now / before - 1) for now, before in zip(fitted, weights, strict=True))
-        weights = fitted
         if moved < SETTLED:
-            break
-    return coefficients
+            return coefficients
+        weights = [
+            before**INERTIA * now ** (1 - INERTIA) for now, before in zip(fitted, weights, strict=True)
+        ]
+    raise ValueError("seconds: scatter too widely for a fit, its weights do not settle")
 
 
 def _dot(left: Sequence[float], right: Sequence[float]) -> float:
