@@ -132,8 +132,8 @@ def queues() -> dict:
         simpy_waited = sum(began - came for came, began, _ in theirs)
         assert abs(waited - simpy_waited) < 0.02 * simpy_waited + count * STEP_S
         samples = {
-            "gpuedu": sample(lambda requests=requests: queue(requests, "fcfs"), 5),
-            "gpuedu, a decision an event": sample(lambda requests=requests: queue(requests, "priority"), 5),
+            "gpuedu, scheduler asked once": sample(lambda requests=requests: queue(requests, "fcfs"), 5),
+            "gpuedu, asked at each event": sample(lambda requests=requests: queue(requests, "priority"), 5),
             "simpy": sample(lambda requests=requests: queue_with_simpy(requests), 5),
         }
         rows.append(
